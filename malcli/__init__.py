@@ -1,0 +1,18 @@
+"""Boxes in, instance masks out: the Mask Auto-Labeler as a command line and a library."""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["convert", "evaluate", "fit", "label"]
+
+if TYPE_CHECKING:
+    from malcli.api import convert, evaluate, fit, label
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    """Import the library's functions on first use, so that `malcli --help` stays fast."""
+    if name in __all__:
+        from malcli import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'malcli' has no attribute '{name}'")

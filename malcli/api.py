@@ -1,0 +1,86 @@
+"""The commands as functions, for people who import malcli.
+
+Every keyword is the long flag's name with `_` for `-` (`--from` is `from_`), plus `recipe`. The
+function that needs torch loads it, not the import.
+"""
+
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from malcli.config import ConvertConfig, EvalConfig, FitConfig, LabelConfig
+from malcli.settings import resolve
+
+if TYPE_CHECKING:
+    from malcli.engine.convert import ConvertResult
+    from malcli.engine.evaluate import EvalResult
+    from malcli.engine.fit import FitResult
+    from malcli.engine.label import LabelResult
+
+
+def fit(*, recipe: str | None = None, **options: Any) -> "FitResult":  # noqa: ANN401
+    """Train a labeler from boxes: `malcli fit`.
+
+    Args:
+        recipe: A preset (`paper`, `released`) or a TOML file.
+        options: Fields of `FitConfig`.
+
+    Raises:
+        MalcliError: An option, file or record is wrong, or the run failed.
+    """
+    from malcli.engine import fit as engine
+
+    return engine.fit(resolve(FitConfig, options, recipe, "fit").config)
+
+
+def label(*, recipe: str | None = None, **options: Any) -> "LabelResult":  # noqa: ANN401
+    """Make a mask for every box: `malcli label`.
+
+    Args:
+        recipe: A preset (`paper`, `released`) or a TOML file.
+        options: Fields of `LabelConfig`.
+
+    Raises:
+        MalcliError: An option, file or record is wrong, or the run failed.
+    """
+    from malcli.engine import label as engine
+
+    return engine.label(resolve(LabelConfig, options, recipe, "label").config)
+
+
+def evaluate(*, recipe: str | None = None, **options: Any) -> "EvalResult":  # noqa: ANN401
+    """Score masks against human ones: `malcli eval`.
+
+    Args:
+        recipe: A preset (`paper`, `released`) or a TOML file.
+        options: Fields of `EvalConfig`.
+
+    Raises:
+        MalcliError: An option, file or record is wrong, or the run failed.
+    """
+    from malcli.engine import evaluate as engine
+
+    return engine.evaluate(resolve(EvalConfig, options, recipe, "eval").config)
+
+
+def convert(
+    src: str | PathLike[str],
+    dst: str | PathLike[str],
+    *,
+    recipe: str | None = None,
+    **options: Any,  # noqa: ANN401
+) -> "ConvertResult":
+    """Turn one annotation format into another: `malcli convert`.
+
+    Args:
+        src: The file to read.
+        dst: The file to write.
+        recipe: A TOML file.
+        options: Fields of `ConvertConfig`.
+
+    Raises:
+        MalcliError: An option, file or record is wrong, or the run failed.
+    """
+    from malcli.engine import convert as engine
+
+    values = {"src": str(src), "dst": str(dst), **options}
+    return engine.convert(resolve(ConvertConfig, values, recipe, "convert").config)

@@ -1,0 +1,72 @@
+"""`malcli fit`: train a labeler from boxes, and `--explain` of its settings."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from malcli.cli.options import Common, add_command
+from malcli.cli.output import print_json, print_values, run_engine, show
+from malcli.config import FitConfig
+from malcli.settings import read_recipe, resolve, to_plain
+
+EXPLAIN = "Print every setting with its value, origin and source, and stop."
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    add_command(app, "fit", run, FitConfig, switches={"explain": EXPLAIN})
+
+
+def run(values: dict[str, Any], common: Common) -> None:
+    """Train a labeler from boxes alone."""
+    if values.pop("explain"):
+        explain(values, common)
+        return
+    config = resolve(FitConfig, values, common.recipe, "fit").config
+    from malcli.engine.fit import fit
+
+    show(run_engine(lambda: fit(config), common.quiet), common.json, print_values)
+
+
+def explain(values: dict[str, Any], common: Common) -> None:
+    """Print every setting of a fit; works without `--data`."""
+    settings = explained(values, common.recipe)
+    if common.json:
+        print_json({"command": "fit", "settings": settings})
+        return
+    rows = [("setting", "value", "origin", "source")]
+    for name, one in settings.items():
+        value = "-" if one["value"] is None else str(one["value"])
+        rows.append((name, value, one["origin"], one["source"]))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        print("  ".join([*cells, row[3]]))
+
+
+def explained(values: dict[str, Any], recipe: str | None) -> dict[str, dict[str, Any]]:
+    """Return name -> value, origin (default, recipe or flag) and the source of the default.
+
+    Raises:
+        ConfigError: As `resolve`, but a missing `--data` is no error here.
+    """
+    no_data = values["data"] is None and "data" not in (
+        read_recipe(recipe, "fit") if recipe else {}
+    )
+    if no_data:
+        values = {**values, "data": Path("unset")}
+    resolved = resolve(FitConfig, values, recipe, "fit")
+    plain = to_plain(resolved.config)
+    settings = {
+        item.name: {
+            "value": plain.get(item.name),
+            "origin": resolved.origin[item.name],
+            "source": item.metadata["source"],
+        }
+        for item in dataclasses.fields(FitConfig)
+    }
+    if no_data:
+        settings["data"] |= {"value": None, "origin": "not given"}
+    return settings

@@ -1,0 +1,97 @@
+"""What goes where: results on stdout, everything else on stderr, one line for an error."""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from malcli.report import progress
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+LONGEST_LINE = 2000  # characters of an error message
+PIPE_WIDTH = 120  # characters of a table that does not go to a terminal
+
+
+class Result(Protocol):
+    """What an engine function returns."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+
+
+AnyResult = TypeVar("AnyResult", bound=Result)
+
+
+def run_engine(work: Callable[[], AnyResult], quiet: bool) -> AnyResult:
+    """Run an engine function with stdout kept free of what libraries print."""
+    progress.set_quiet(quiet)
+    with stdout_kept():
+        return work()
+
+
+def show(result: AnyResult, as_json: bool, table: Callable[[AnyResult], None]) -> None:
+    """Print a result on stdout, as one JSON object or for people."""
+    if as_json:
+        print_json(result.to_json())
+    else:
+        table(result)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print one JSON object; ASCII, so that no terminal and no file name can spoil it."""
+    print(json.dumps(value, allow_nan=False))
+
+
+@contextlib.contextmanager
+def stdout_kept() -> Iterator[None]:
+    """Send everything that is written to stdout to stderr, also by C code and child processes."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, ValueError):  # closed by the shell: nothing to keep
+            sys.stdout.flush()
+            saved = os.dup(1)
+            stack.callback(os.close, saved)
+            stack.callback(os.dup2, saved, 1)
+            os.dup2(2, 1)
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        yield
+
+
+def one_line(message: object) -> str:
+    """Return a message on one line, without what could drive a terminal."""
+    words = " ".join(str(message).split())
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
+    return text if len(text) <= LONGEST_LINE else text[:LONGEST_LINE] + "..."
+
+
+def print_error(message: object) -> None:
+    """Print `malcli: error: ...` on stderr, on one line."""
+    with contextlib.suppress(OSError):
+        print(f"malcli: error: {one_line(message)}", file=sys.stderr, flush=True)
+
+
+def print_rich(renderable: "RenderableType") -> None:
+    """Print a table on stdout; brackets in names are no markup, and a pipe gets whole columns."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    Console(width=width, markup=False, emoji=False, highlight=False).print(renderable)
+
+
+def print_values(result: Result) -> None:
+    """Print a result's values as lines of key and value."""
+    for key, value in flatten(result.to_json()):
+        print(f"{key:<28} {value}")
+
+
+def flatten(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield `a.b` and the text of every value of a nested object."""
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            yield from flatten(inner, f"{prefix}{key}.")
+        else:
+            text = f"{inner:.4g}" if isinstance(inner, float) else str(inner)
+            yield prefix + key, "-" if inner is None else text

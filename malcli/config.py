@@ -1,0 +1,406 @@
+"""Settings of every command: one frozen dataclass a command, flat, each with unit and source."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from malcli.settings import setting
+
+SPEC = "mal_spec 12: malcli"
+PAPER = "paper, Sec. 4.2"
+
+FORMATS = ("coco", "lvis", "objects365", "openimages", "parquet", "yolo")
+ENCODER_NAMES = (
+    "vit_mae_base",
+    "vit_mae_large",
+    "vit_deit_tiny",
+    "vit_deit_small",
+    "vit_deit_base",
+    "swin_base",
+    "convnext_base",
+    "vit_dinov2_small",
+    "vit_dinov2_base",
+    "vit_dinov2_large",
+    "vit_dinov3_small",
+    "vit_dinov3_base",
+    "vit_dinov3_large",
+    "vit_sam_base",
+)
+
+DATA, MODEL, TRAIN, LOSS, RUN, OUTPUT, LABEL = (
+    "Data",
+    "Model",
+    "Training",
+    "Losses",
+    "Machine",
+    "Output",
+    "Labelling",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """Settings that every command that reads images shares."""
+
+    images: Path | None = setting(
+        None, "Image folder (default: looked up beside the annotation file).", panel=DATA
+    )
+    format: str | None = setting(
+        None, "Annotation format (default: recognised from content).", panel=DATA, choices=FORMATS
+    )
+    categories: str | None = setting(
+        None, "Only these categories: names or ids, separated by commas.", panel=DATA
+    )
+    limit: int | None = setting(None, "Only the first N images.", panel=DATA, low=1)
+    max_pixels: int = setting(
+        179_000_000, "Refuse images with more pixels than this.", panel=DATA, low=1
+    )
+    strict: bool = setting(False, "Stop with exit code 2 if any record is bad.", panel=DATA)
+    seed: int = setting(0, "Random seed.", panel=RUN, low=0)
+    workers: int | None = setting(
+        None, "Processes that read images (default: by the machine).", panel=RUN, low=0
+    )
+    device: str = setting("auto", "Device.", panel=RUN, choices=("auto", "cpu", "cuda"))
+    precision: str = setting(
+        "auto",
+        "Number format of the network (auto: bf16 from compute capability 8.0, fp16 on older "
+        "GPUs, fp32 on CPU).",
+        panel=RUN,
+        choices=("auto", "fp32", "fp16", "bf16"),
+    )
+    num_processes: int = setting(
+        1, "Local processes, started through Accelerate.", panel=RUN, low=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig(ImageConfig):
+    """Settings of `malcli fit`."""
+
+    data: Path = setting(help="Box annotations; masks in it are never read.", panel=DATA)
+    val: Path | None = setting(None, "Annotations with human masks; they only measure.", panel=DATA)
+    val_images: Path | None = setting(None, "Image folder of --val.", panel=DATA)
+    out: Path | None = setting(
+        None, "Run folder (default: runs/<data>-<encoder>-<n>).", panel=OUTPUT
+    )
+    resume: bool = setting(False, "Continue a run that stopped.", panel=OUTPUT)
+    overwrite: bool = setting(False, "Replace an existing run.", panel=OUTPUT)
+    allow_world_change: bool = setting(
+        False, "Resume with another number of processes; restarts the epoch.", panel=OUTPUT
+    )
+
+    encoder: str = setting(
+        "vit_mae_base",
+        f"Image encoder: {', '.join(ENCODER_NAMES)} or timm/<name>.",
+        panel=MODEL,
+        source=PAPER,
+    )
+    decoder: str = setting(
+        "attention",
+        "Mask decoder.",
+        panel=MODEL,
+        source="paper, Sec. 3.2",
+        choices=("attention", "fully_connected", "fully_convolutional", "query"),
+    )
+    weights: str | None = setting(
+        None,
+        "Local weight file of the encoder or of a whole labeler; 'none': random "
+        "(default: pretrained, from the hub).",
+        panel=MODEL,
+    )
+    channels: int = setting(
+        256,
+        "Hidden and output channels of the decoder.",
+        panel=MODEL,
+        source="paper, Sec. 3.2",
+        low=1,
+    )
+    key_pool: str = setting(
+        "mean", "Pooling of the instance head K.", panel=MODEL, source=SPEC, choices=("mean", "max")
+    )
+    key_layers: int = setting(
+        2, "Fully connected layers of K, ReLU between.", panel=MODEL, source=SPEC, low=1, high=2
+    )
+    upsample_before: int = setting(
+        4,
+        "V is upsampled x2 before this convolution (paper: 3, released code: 4).",
+        panel=MODEL,
+        source=SPEC,
+        low=1,
+        high=4,
+    )
+    size_scaling: bool = setting(
+        True,
+        "Resize features by box size: x0.5 small, x1 medium, x2 large.",
+        panel=MODEL,
+        source="paper, App. A.2",
+    )
+
+    crop_size: int = setting(
+        512, "Side of the network input, pixels.", panel=TRAIN, source=PAPER, low=32, high=4096
+    )
+    theta: float = setting(
+        1.2,
+        "Upper bound of the box expansion, in halves of the box.",
+        panel=TRAIN,
+        source="paper, Tab. 5",
+        low=0.0,
+        high=10.0,
+    )
+    expansion: str = setting(
+        "paper",
+        "Law of the random box expansion (mal_spec 1.4).",
+        panel=TRAIN,
+        source="paper, Sec. 3.1",
+        choices=("paper", "released"),
+    )
+    border: str = setting(
+        "reflect",
+        "Pixels outside the image: reflected and ignored by the losses, or wrapped round.",
+        panel=TRAIN,
+        source=SPEC,
+        choices=("reflect", "wrap"),
+    )
+    min_box_area: float = setting(
+        2048.0, "Train on boxes above this area, square pixels.", panel=TRAIN, source=SPEC, low=0.0
+    )
+    keep_crowd: bool = setting(False, "Train on crowd boxes too.", panel=TRAIN, source=SPEC)
+    epochs: int = setting(10, "Passes over the boxes.", panel=TRAIN, source=PAPER, low=1)
+    max_steps: int | None = setting(
+        None, "Stop after this many optimiser steps.", panel=TRAIN, low=1
+    )
+    batch_size: int = setting(4, "Crops per process and step.", panel=TRAIN, source=PAPER, low=1)
+    grad_accum: int = setting(
+        1, "Batches whose gradients make one optimiser step.", panel=TRAIN, low=1
+    )
+    lr: float = setting(
+        1.5e-6,
+        "Peak learning rate per image of the global batch.",
+        panel=TRAIN,
+        source=PAPER,
+        low=0.0,
+    )
+    min_lr_ratio: float = setting(
+        0.2,
+        "Final learning rate, as a share of the peak.",
+        panel=TRAIN,
+        source=SPEC,
+        low=0.0,
+        high=1.0,
+    )
+    warmup_epochs: float = setting(
+        1.0, "Linear warm-up, epochs.", panel=TRAIN, source=SPEC, low=0.0
+    )
+    lr_timing: str = setting(
+        "before",
+        "The learning rate is set before or (released code) after the step.",
+        panel=TRAIN,
+        source=SPEC,
+        choices=("before", "after"),
+    )
+    decoder_lr_scale: float = setting(
+        1.0, "The decoder's learning rate over the encoder's.", panel=TRAIN, low=0.0
+    )
+    weight_decay: float = setting(
+        5e-4, "AdamW's weight decay, on every parameter.", panel=TRAIN, source=SPEC, low=0.0
+    )
+    beta1: float = setting(0.9, "AdamW's first momentum.", panel=TRAIN, source=PAPER, low=0, high=1)
+    beta2: float = setting(
+        0.9, "AdamW's second momentum.", panel=TRAIN, source=PAPER, low=0, high=1
+    )
+    grad_clip: float | None = setting(
+        None, "Clip the gradient's norm at this value.", panel=TRAIN, low=0.0
+    )
+    teacher_momentum: float = setting(
+        0.996, "Momentum of the EMA teacher, per step.", panel=TRAIN, source=PAPER, low=0, high=1
+    )
+    teacher_start: str = setting(
+        "copy",
+        "The teacher starts as the student's copy or (released code) from its own random values.",
+        panel=TRAIN,
+        source=SPEC,
+        choices=("copy", "independent"),
+    )
+    flip: float = setting(
+        0.5,
+        "Probability of a horizontal flip, both views.",
+        panel=TRAIN,
+        source=SPEC,
+        low=0,
+        high=1,
+    )
+    jitter: float = setting(
+        0.5, "Probability of colour jitter, student view.", panel=TRAIN, source=SPEC, low=0, high=1
+    )
+    grey: float = setting(
+        0.2, "Probability of grey-scale, student view.", panel=TRAIN, source=SPEC, low=0, high=1
+    )
+    blur: float = setting(
+        0.5, "Probability of Gaussian blur, student view.", panel=TRAIN, source=SPEC, low=0, high=1
+    )
+
+    mil_weight: float = setting(4.0, "Weight of the MIL loss.", panel=LOSS, source=PAPER, low=0.0)
+    mil_form: str = setting(
+        "rows+columns",
+        "MIL as two dice terms (rows, columns) or the paper's joint one.",
+        panel=LOSS,
+        source=SPEC,
+        choices=("rows+columns", "joint"),
+    )
+    mil_ramp: int = setting(
+        1000, "Steps over which the MIL weight rises, first epoch.", panel=LOSS, source=SPEC, low=0
+    )
+    crf_weight: float = setting(0.5, "Weight of the CRF loss.", panel=LOSS, source=PAPER, low=0.0)
+    crf_ramp: int = setting(
+        4000, "Steps over which the CRF weight rises, first epoch.", panel=LOSS, source=SPEC, low=0
+    )
+    crf_zeta: float = setting(
+        0.1,
+        "Bandwidth of the colour kernel, in units of normalised pixels (paper: 0.5).",
+        panel=LOSS,
+        source=SPEC,
+        low=1e-6,
+    )
+    crf_omega: float = setting(
+        1.0,
+        "Weight of the pairwise term (paper: 2; released code: unused, so 1).",
+        panel=LOSS,
+        source=SPEC,
+        low=0.0,
+    )
+    crf_iterations: int = setting(100, "Mean-field iterations.", panel=LOSS, source=SPEC, low=0)
+    crf_image: str = setting(
+        "clean",
+        "View that the colour kernel sees: before or (released code) after colour jitter.",
+        panel=LOSS,
+        source=SPEC,
+        choices=("clean", "jittered"),
+    )
+    threshold: str = setting(
+        "0.1",
+        "Mask threshold kept in the checkpoint: one value, or three by box size.",
+        panel=LABEL,
+        source=SPEC,
+    )
+    log_every: int = setting(10, "Steps between lines of metrics.jsonl.", panel=OUTPUT, low=1)
+    save_every: int = setting(500, "Steps between saved states.", panel=OUTPUT, low=1)
+    pictures_every: int = setting(
+        500, "Steps between pictures of the fixed crops; 0: none.", panel=OUTPUT, low=0
+    )
+    val_every: int = setting(
+        0, "Steps between validations; 0: at the end of the run only.", panel=OUTPUT, low=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelConfig(ImageConfig):
+    """Settings of `malcli label`."""
+
+    boxes: Path = setting(help="Box annotations.", panel=DATA)
+    out: Path | None = setting(None, "Masks: FILE.json or FILE.parquet.", panel=OUTPUT, short="o")
+    checkpoint: Path | None = setting(
+        None,
+        "Run folder or checkpoint (default: newest finished run under ./runs, else the one that "
+        "ships).",
+        panel=MODEL,
+    )
+    shard: str | None = setting(None, "Do the I-th of N shares, I from 0: I/N.", panel=RUN)
+    merge: bool = setting(False, "Only merge finished parts.", panel=OUTPUT)
+    dry_run: bool = setting(False, "Check everything, label nothing.", panel=OUTPUT)
+    resume: bool = setting(
+        False, "Continue an unfinished job (the default when there is one).", panel=OUTPUT
+    )
+    overwrite: bool = setting(False, "Replace an existing output of another job.", panel=OUTPUT)
+    network: str = setting(
+        "student",
+        "Network that labels; mean: of both logits.",
+        panel=LABEL,
+        source=SPEC,
+        choices=("student", "teacher", "mean"),
+    )
+    tta: str = setting(
+        "none", "Test-time augmentation: mean of logits.", panel=LABEL, choices=("none", "flip")
+    )
+    refine: str = setting(
+        "none", "Mean field at crop resolution.", panel=LABEL, choices=("none", "crf")
+    )
+    threshold: str | None = setting(
+        None,
+        "Probability threshold: one value, three by box size (small,medium,large) "
+        "(default: the checkpoint's).",
+        panel=LABEL,
+    )
+    crop_size: str | None = setting(
+        None, "Side of the network input, pixels (default: the checkpoint's).", panel=LABEL
+    )
+    margin: float = setting(
+        0.6,
+        "Context around the box, in halves of the box, both sides together (mal_spec 1.3).",
+        panel=LABEL,
+        source=SPEC,
+        low=0.0,
+        high=10.0,
+    )
+    min_score: float | None = setting(
+        None, "Leave masks with a lower malcli_score empty.", panel=LABEL, low=0, high=1
+    )
+    batch_size: str = setting("auto", "Crops per network call, or auto.", panel=RUN)
+    review: Path | None = setting(None, "CSV of the least sure masks.", panel=OUTPUT)
+    report: Path | None = setting(None, "HTML page with pictures.", panel=OUTPUT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(ImageConfig):
+    """Settings of `malcli eval`."""
+
+    gt: Path = setting(help="Annotations with human masks.", panel=DATA)
+    pred: Path | None = setting(
+        None, "Masks to score, or a results list (default: label the boxes of --gt).", panel=DATA
+    )
+    checkpoint: Path | None = setting(
+        None, "Run folder or checkpoint that labels when there is no --pred.", panel=MODEL
+    )
+    masks: Path | None = setting(None, "Keep the masks labelled for --gt here.", panel=OUTPUT)
+    oracle: Path | None = setting(
+        None, "Results of the model trained on human masks: adds retention.", panel=DATA
+    )
+    report: Path | None = setting(None, "HTML page with tables and pictures.", panel=OUTPUT)
+    bootstrap: int = setting(
+        1000, "Resamples of the images for the intervals; 0: none.", panel=RUN, low=0
+    )
+    network: str | None = setting(
+        None, "As in label.", panel=LABEL, choices=("student", "teacher", "mean")
+    )
+    tta: str | None = setting(None, "As in label.", panel=LABEL, choices=("none", "flip"))
+    refine: str | None = setting(None, "As in label.", panel=LABEL, choices=("none", "crf"))
+    threshold: str | None = setting(None, "As in label.", panel=LABEL)
+    crop_size: str | None = setting(None, "As in label.", panel=LABEL)
+    overwrite: bool = setting(False, "Replace existing --masks of another job.", panel=OUTPUT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """Settings of `malcli convert`."""
+
+    src: Path = setting(help="File to read.", panel=DATA)
+    dst: Path = setting(help="File to write.", panel=DATA)
+    from_: str | None = setting(
+        None, "Format of SRC (default: recognised).", panel=DATA, choices=FORMATS
+    )
+    to: str | None = setting(
+        None, "Format of DST (default: from its suffix).", panel=DATA, choices=FORMATS
+    )
+    overwrite: bool = setting(False, "Replace DST.", panel=OUTPUT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Settings of `malcli demo`."""
+
+    out: Path = setting(
+        Path("malcli-demo"),
+        "Folder for data, run, masks and report; replaced if a demo made it.",
+        panel=OUTPUT,
+        short="o",
+    )
+    seed: int = setting(0, "Random seed of the scenes and of the fit.", panel=RUN, low=0)
+    device: str = setting("auto", "Device.", panel=RUN, choices=("auto", "cpu", "cuda"))

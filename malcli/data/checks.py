@@ -1,0 +1,142 @@
+"""Judges boxes: the status that a record alone decides, and the list of what is wrong.
+
+Knows columns, no file format, and opens no image.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from malcli.records import STATUS_OK, Problems, to_records, xywh_of
+
+SHOWN = 10  # examples of a kind of problem
+
+# By precedence: what makes a box unusable first; what is skipped by design last, so that `crowd`
+# (or a reader's `group`, `inside`) says that the box is fine otherwise.
+STATUSES = (
+    STATUS_OK,
+    "skipped:no-image",
+    "skipped:bad-image",
+    "skipped:bad-box",
+    "skipped:crowd",
+    "skipped:group",
+    "skipped:inside",
+)
+OK, NO_IMAGE, BAD_IMAGE, BAD_BOX, CROWD, GROUP, INSIDE = range(len(STATUSES))
+
+Bools = NDArray[np.bool_]
+Rows = NDArray[np.int32]
+
+
+class Judge:
+    """Gives boxes their status, batch by batch, and counts what is wrong.
+
+    Args:
+        images: Columns of `image_schema`.
+        categories: Ids of the categories.
+        problems: Where it counts.
+    """
+
+    def __init__(self, images: pa.Table, categories: list[int], problems: Problems) -> None:
+        """Judge the images."""
+        self._problems = problems
+        self._categories = np.array(categories, dtype=np.int64)
+        sides = [pc.fill_null(images[side], 0).to_numpy() for side in ("height", "width")]
+        self._hw = np.stack(sides, axis=1).astype(np.float64)
+        named = _bools(pc.not_equal(images["file_name"], ""))
+        self._images = np.where(
+            named, np.where((self._hw > 0).all(axis=1), OK, BAD_IMAGE), NO_IMAGE
+        )
+
+    def status(self, boxes: pa.Table, image: Rows) -> NDArray[np.int8]:
+        """Return the index in STATUSES of each box, and count its problems.
+
+        Args:
+            boxes: Columns of `box_schema`; a `status` only where the reader skips by design.
+            image: (N,) row of each box's image, -1 if unknown.
+        """
+        status = np.full(len(image), NO_IMAGE, dtype=np.int8)
+        known = image >= 0
+        status[known] = self._images[image[known]]
+        fine = status == OK
+        hw = np.zeros((len(image), 2))
+        hw[fine] = self._hw[image[fine]]
+        status[fine & ~overlaps(xywh_of(boxes["bbox"]), hw)] = BAD_BOX
+        design = _by_design(boxes)
+        skipped = (status == OK) & (design != OK)
+        status[skipped] = design[skipped]
+        self._count(boxes, status, image)
+        return status
+
+    def _count(self, boxes: pa.Table, status: NDArray[np.int8], image: Rows) -> None:
+        def reason(row: int) -> str:
+            return _reason(boxes, row, int(status[row]), bool(image[row] >= 0))
+
+        for code in (NO_IMAGE, BAD_IMAGE, BAD_BOX):
+            note(self._problems, STATUSES[code].removeprefix("skipped:"), status == code, reason)
+        category = boxes["category_id"]
+        known = np.isin(pc.fill_null(category, 0).to_numpy(), self._categories)
+        known &= _bools(pc.is_valid(category))
+        note(self._problems, "unknown-category", ~known, lambda row: _reason(boxes, row, OK, True))
+
+
+def _by_design(boxes: pa.Table) -> NDArray[np.int8]:
+    """Return the status of boxes that are skipped though they are fine; else OK."""
+    design = np.full(boxes.num_rows, OK, dtype=np.int8)
+    if "status" in boxes.schema.names:
+        given = pc.fill_null(pc.index_in(boxes["status"], value_set=pa.array(STATUSES)), OK)
+        design = given.to_numpy().astype(np.int8)
+        design[design < CROWD] = OK
+    design[_bools(pc.equal(boxes["iscrowd"], 1)) & (design == OK)] = CROWD
+    return design
+
+
+def overlaps(xywh: NDArray[np.float64], hw: NDArray[np.float64]) -> Bools:
+    """Return which boxes (N, 4) have sides above zero and a part inside their images (N, 2)."""
+    x, y, w, h = xywh.T
+    with np.errstate(over="ignore", invalid="ignore"):
+        inside = (x < hw[:, 1]) & (y < hw[:, 0]) & (x + w > 0) & (y + h > 0)
+    return np.asarray((w > 0) & (h > 0) & inside)  # a malformed box is NaN, which compares false
+
+
+def note(problems: Problems, kind: str, bad: Bools, example: Callable[[int], str]) -> None:
+    """Count the bad rows of a batch; `example` gives a row's line, for the first ten of all."""
+    rows = np.flatnonzero(bad)
+    room = max(SHOWN - len(problems.examples.get(kind, ())), 0)
+    for row in rows[:room]:
+        problems.add(kind, example(int(row)))
+    if rows.size > room:
+        problems.add(kind, "", int(rows.size) - room)  # the examples are full
+
+
+def short(value: object) -> str:
+    """Return a value for a message, on one line of at most 60 characters."""
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _reason(boxes: pa.Table, row: int, code: int, image_known: bool) -> str:
+    """Return one line on what is wrong with a box; OK is about its category."""
+    columns = boxes.select(["id", "image_id", "category_id", "bbox", "extra"])
+    record: dict[str, Any] = to_records(columns.slice(row, 1))[0]
+    if code == OK:
+        what = f"category_id {short(record.get('category_id'))} is not in categories"
+    elif not image_known:
+        what = f"image_id {short(record.get('image_id'))} is not in images"
+    elif code == NO_IMAGE:
+        what = f"image {short(record['image_id'])} has no file_name"
+    elif code == BAD_IMAGE:
+        what = f"image {short(record['image_id'])} has no height and width above zero"
+    elif "bbox" not in record:
+        what = "no bbox"
+    else:
+        what = f"bbox {short(record['bbox'])} is not x, y, w, h with an area inside its image"
+    return f"annotation {short(record.get('id'))}: {what}"
+
+
+def _bools(column: pa.ChunkedArray) -> Bools:
+    return np.asarray(pc.fill_null(column, False).to_numpy(), dtype=bool)

@@ -1,0 +1,104 @@
+"""Boxes to label -> crops: one decode serves all boxes of an image, and a batch mixes images.
+
+Knows nothing of networks; draws nothing at random (training's crops are in `training.py`).
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from malcli.data.images import BadImage, ImageFolder, check_image, resolve
+from malcli.geometry.boxes import clip_xyxy, expand_box, round_outward, size_class, xywh_to_xyxy
+from malcli.geometry.crops import crop_roi
+from malcli.records import BoxTable
+
+CHECKED = 4096  # image records at a time
+
+
+class Roi(NamedTuple):
+    """A box to label.
+
+    Attributes:
+        row: Its row in the table.
+        image: (H, W, 3) uint8 RGB, shared by all boxes of the image.
+        roi: (4,) int64 x0 y0 x1 y1 of its crop, pixels; may leave the image.
+        window: (4,) int64 x0 y0 x1 y1 of the pixels that its mask may take: the box rounded
+            outward, inside the image and the RoI.
+        size: Size class of the box as given: 0 small, 1 medium, 2 large.
+    """
+
+    row: int
+    image: NDArray[np.uint8]
+    roi: NDArray[np.int64]
+    window: NDArray[np.int64]
+    size: int
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """Size of the image, pixels."""
+        return self.image.shape[0], self.image.shape[1]
+
+
+def image_rois(
+    image: NDArray[np.uint8], rows: NDArray[np.int64], xywh: NDArray[np.float64], margin: float
+) -> list[Roi]:
+    """Return the RoIs of an image's boxes.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        rows: (N,) rows of the boxes in their table.
+        xywh: (N, 4) boxes, pixels, each with a part inside the image.
+        margin: Context, in halves of the box, both sides together.
+
+    Source: mal_spec 1.3, from the box clipped to the image (mal_spec 12).
+    """
+    height, width = image.shape[:2]
+    box = clip_xyxy(xywh_to_xyxy(xywh), (height, width))
+    window = round_outward(box)
+    # A side too thin for float64, such as [5, 5 + 1e-20], still gets the pixel that it lies in.
+    window[:, 2:] = np.maximum(window[:, 2:], window[:, :2] + 1)
+    roi = expand_box(box, np.full_like(box, margin / 2))
+    roi[:, :2] = np.minimum(roi[:, :2], window[:, :2])
+    roi[:, 2:] = np.maximum(roi[:, 2:], window[:, 2:])
+    with np.errstate(over="ignore"):
+        size = size_class(xywh[:, 2] * xywh[:, 3])
+    return [Roi(int(rows[i]), image, roi[i], window[i], int(size[i])) for i in range(len(rows))]
+
+
+def crop_batch(rois: Sequence[Roi], crop_size: int) -> NDArray[np.uint8]:
+    """Return the crops of RoIs, (B, S, S, 3) uint8 RGB."""
+    crops_BSS3 = np.empty((len(rois), crop_size, crop_size, 3), dtype=np.uint8)
+    for crop, roi in zip(crops_BSS3, rois, strict=True):
+        crop[:] = crop_roi(roi.image, roi.roi, crop_size)
+    return crops_BSS3
+
+
+def check_headers(
+    table: BoxTable, folder: ImageFolder, max_pixels: int, workers: int
+) -> Iterator[list[BadImage | None]]:
+    """Yield what is wrong with each image of the table, in order, some thousand at a time.
+
+    Args:
+        table: Images without a name or a size are left to its own `problems`.
+        folder: Where they are.
+        max_pixels: Larger ones are wrong.
+        workers: Threads that open files.
+    """
+
+    def check(record: dict[str, Any]) -> BadImage | None:
+        hw = (record["height"] or 0, record["width"] or 0)
+        if not record["file_name"] or min(hw) <= 0:
+            return None
+        try:
+            check_image(resolve(folder.root, record["file_name"]), hw, max_pixels)
+        except BadImage as error:
+            return error
+        return None
+
+    columns = table.images.select(["file_name", "height", "width"])
+    with ThreadPoolExecutor(max(workers, 1), "malcli") as pool:
+        for begin in range(0, columns.num_rows, CHECKED):
+            yield list(pool.map(check, columns.slice(begin, CHECKED).to_pylist()))

@@ -1,0 +1,283 @@
+"""From boxes to masks: decode, crop, network, paste and encode, side by side.
+
+Threads decode, crop and encode while the main thread feeds the network; all of them keep the order
+of the boxes, so results do not depend on the threads. Knows nothing of outputs.
+
+Shape suffixes: B crops, C channels, S crop pixels, G score grid.
+"""
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice, pairwise
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from malcli.config import LabelConfig
+from malcli.data.images import BadImage, ImageFolder, decode_image, resolve
+from malcli.data.rois import Roi, crop_batch, image_rois
+from malcli.engine.jobs import Manifest
+from malcli.engine.launch import choose_device, choose_precision
+from malcli.engine.parts import Outcome
+from malcli.engine.predictor import LabelRule, Predictor
+from malcli.engine.survey import workers_of
+from malcli.errors import RunError
+from malcli.geometry.crops import paste_mask
+from malcli.geometry.rle import empty_rle, encode_crop
+from malcli.model.checkpoint import Checkpoint
+from malcli.records import STATUS_EMPTY, STATUS_OK, BoxTable
+from malcli.report.progress import log
+
+BATCHES_AHEAD = 2  # cropped before and encoded after the batch in the network
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+class Watch:
+    """Adds to seconds of work by stage, of all threads together.
+
+    Args:
+        seconds: {stage: seconds}, changed in place.
+    """
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        """Start from what is there."""
+        self.seconds = seconds
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def cpu(self, stage: str) -> Iterator[None]:
+        """Count this thread's processor time."""
+        yield from self._time(stage, time.thread_time)
+
+    @contextlib.contextmanager
+    def wall(self, stage: str) -> Iterator[None]:
+        """Count time that passes, for waiting and for work on other threads or a device."""
+        yield from self._time(stage, time.perf_counter)
+
+    def _time(self, stage: str, clock: Callable[[], float]) -> Iterator[None]:
+        start = clock()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.seconds[stage] += clock() - start
+
+
+def open_road(
+    config: LabelConfig,
+    manifest: Manifest,
+    checkpoint: Checkpoint,
+    table: BoxTable,
+    folder: ImageFolder,
+    watch: Watch,
+) -> "Road":
+    """Put the network on its device and start the threads.
+
+    Args:
+        config: What the user wants.
+        manifest: What the first start of the job decided.
+        checkpoint: Its networks move to the device.
+        table: The boxes.
+        folder: Their images.
+        watch: Where the seconds are counted.
+
+    Raises:
+        ConfigError: The device is not there, or cannot take the job's precision.
+    """
+    rule = LabelRule(
+        network=config.network,
+        tta=config.tta,
+        refine=config.refine,
+        threshold=manifest.threshold,
+        crop_size=manifest.crop_size,
+        margin=config.margin,
+        min_score=config.min_score or 0.0,
+        max_pixels=config.max_pixels,
+    )
+    device = choose_device(config.device)
+    precision = choose_precision(manifest.precision, device)
+    predictor = Predictor(checkpoint, rule, device, precision)
+    size = f"{manifest.batch_size} crops of {rule.crop_size} x {rule.crop_size} pixels"
+    log(f"label: {device}, {precision}, batches of {size}")
+    return Road(table, folder, predictor, watch, workers_of(config))
+
+
+class Road:
+    """Labels boxes of a table.
+
+    Args:
+        table: The boxes; its `problems` get the images that cannot be read.
+        folder: Their images.
+        predictor: The network.
+        watch: Where the seconds are counted.
+        workers: Threads that decode, crop and encode; 0: the main thread does it all.
+    """
+
+    def __init__(
+        self, table: BoxTable, folder: ImageFolder, predictor: Predictor, watch: Watch, workers: int
+    ) -> None:
+        """Start the threads."""
+        self.table = table
+        self.folder = folder
+        self.predictor = predictor
+        self.rule = predictor.rule
+        self.watch = watch
+        self._workers = workers
+        self._pool = ThreadPoolExecutor(workers, "malcli") if workers else None
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+
+    def label(self, rows: NDArray[np.int64], batch_size: int) -> Iterator[list[Outcome]]:
+        """Yield what became of each of the boxes, batch by batch, in no fixed order.
+
+        Args:
+            rows: Rows of boxes, those of an image next to each other; they alone and the batch
+                size decide which boxes share a batch.
+            batch_size: Crops per network call.
+
+        Raises:
+            torch.OutOfMemoryError: The device cannot hold a batch of more than one crop.
+            RunError: The network gives values that are no numbers.
+        """
+        with self.watch.cpu("read"):
+            status = self.table.boxes["status"].take(pa.array(rows)).to_pylist()
+        usable = np.array([text == STATUS_OK for text in status], dtype=bool)
+        skipped = [Outcome(int(row), text) for row, text in zip(rows, status, strict=True)]
+        yield [outcome for outcome in skipped if outcome.status != STATUS_OK]
+        lost: list[Outcome] = []
+        images = self._ahead(self._decode, self._images(rows[usable]), self._workers + 1)
+        batches = _batched(self._rois(images, lost), batch_size)
+        crops = self._ahead(self._crop, batches, BATCHES_AHEAD)
+        yield from self._ahead(self._finish, map(self._predict, crops), BATCHES_AHEAD)
+        yield lost
+
+    def _images(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Yield each image with the rows of its boxes."""
+        image = np.asarray(self.table.boxes["image"].take(pa.array(rows)))
+        cuts = np.flatnonzero(np.diff(image)) + 1
+        for begin, end in pairwise([0, *cuts, len(rows)]):
+            if end > begin:
+                yield int(image[begin]), rows[begin:end]
+
+    def _decode(
+        self, job: tuple[int, NDArray[np.int64]]
+    ) -> tuple[list[Roi], NDArray[np.int64], BadImage | None]:
+        """Return the RoIs of an image's boxes, or no RoIs, the rows and why they are lost."""
+        number, rows = job
+        record = self.table.images.slice(number, 1).to_pylist()[0]
+        name, hw = record["file_name"], (record["height"], record["width"])
+        with self.watch.cpu("decode"):
+            try:
+                image = decode_image(resolve(self.folder.root, name), hw, self.rule.max_pixels)
+            except BadImage as error:
+                return [], rows, error
+        with self.watch.cpu("crop"):
+            return image_rois(image, rows, self.table.xywh(rows), self.rule.margin), rows, None
+
+    def _rois(
+        self,
+        images: Iterable[tuple[list[Roi], NDArray[np.int64], BadImage | None]],
+        lost: list[Outcome],
+    ) -> Iterator[Roi]:
+        """Yield the RoIs of all images; boxes of unreadable ones go to `lost`."""
+        for rois, rows, error in images:
+            yield from rois
+            if error:
+                self.table.problems.add(f"{error.status}-file", str(error))
+                lost += [Outcome(int(row), f"skipped:{error.status}") for row in rows]
+
+    def _crop(self, rois: list[Roi]) -> tuple[list[Roi], NDArray[np.uint8]]:
+        with self.watch.cpu("crop"):
+            return rois, crop_batch(rois, self.rule.crop_size)
+
+    def _predict(
+        self, batch: tuple[list[Roi], NDArray[np.uint8]]
+    ) -> tuple[list[Roi], list[Tensor]]:
+        """Return the network's maps; none if the device cannot hold even one crop."""
+        rois, crops_BSS3 = batch
+        with self.watch.wall("network"):
+            try:
+                return rois, self.predictor(crops_BSS3, rois)
+            except torch.OutOfMemoryError:
+                if len(rois) > 1:
+                    raise
+                return rois, []
+
+    def _finish(self, batch: tuple[list[Roi], list[Tensor]]) -> list[Outcome]:
+        """Return the outcome of each box of a batch."""
+        rois, maps = batch
+        if not maps:
+            return [Outcome(roi.row, "skipped:memory") for roi in rois]
+        with self.watch.wall("network"):
+            arrays = [tensor.float().cpu().numpy() for tensor in maps]
+        if not np.isfinite(arrays[0]).all():
+            raise RunError(
+                "the network gave values that are no numbers; --precision fp32 avoids overflow, "
+                "else the checkpoint is damaged"
+            )
+        return [
+            self._outcome(roi, *(array[place] for array in arrays))
+            for place, roi in enumerate(rois)
+        ]
+
+    def _outcome(
+        self,
+        roi: Roi,
+        prob_GG: NDArray[np.float32],
+        refined_SS: NDArray[np.float32] | None = None,
+    ) -> Outcome:
+        """Return a box's mask and score: the mean probability inside the mask."""
+        with self.watch.cpu("paste"):
+            prob = paste_mask(prob_GG, roi.roi, roi.window)
+            mask = prob > self.rule.threshold[roi.size]
+            if refined_SS is not None:
+                mask = paste_mask(refined_SS, roi.roi, roi.window) > 0.5
+            area = int(np.count_nonzero(mask))
+            score = round(float(prob[mask].mean(dtype=np.float64)), 6) if area else 0.0
+        with self.watch.cpu("encode"):
+            if not area or score < self.rule.min_score:
+                counts = empty_rle(roi.image_hw)["counts"]
+                return Outcome(roi.row, STATUS_EMPTY, *roi.image_hw, counts, 0, 0.0)
+            rle = encode_crop(mask, int(roi.window[0]), int(roi.window[1]), roi.image_hw)
+            return Outcome(roi.row, STATUS_OK, *roi.image_hw, rle["counts"], area, score)
+
+    def _ahead(
+        self, work: Callable[[Item], Made], items: Iterable[Item], count: int
+    ) -> Iterator[Made]:
+        """Yield work(item) of each item in order, up to `count` items at work in the threads."""
+        if self._pool is None:
+            yield from map(work, items)
+            return
+        waiting: deque[Future[Made]] = deque()
+        for item in items:
+            waiting.append(self._pool.submit(work, item))
+            if len(waiting) > count:
+                yield self._result(waiting.popleft())
+        while waiting:
+            yield self._result(waiting.popleft())
+
+    def _result(self, future: "Future[Made]") -> Made:
+        if future.done():
+            return future.result()
+        with self.watch.wall("wait"):
+            return future.result()
+
+
+def _batched(items: Iterable[Item], count: int) -> Iterator[list[Item]]:
+    """Yield the items in lists of `count`; the last may be shorter."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, count)):
+        yield batch

@@ -1,0 +1,350 @@
+"""`malcli label`: a mask for every box, in parts that shards, processes and restarts share.
+
+No process waits for another: whoever finds all parts done merges them. torch is loaded only where
+boxes are labelled, so that a finished job, a merge and a dry run answer at once.
+"""
+
+import contextlib
+import dataclasses
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from malcli.config import LabelConfig
+from malcli.data.images import ImageFolder
+from malcli.engine import jobs, survey
+from malcli.engine.jobs import Job, Manifest
+from malcli.engine.parts import Outcome, PartFolder, merge, missing_error
+from malcli.engine.signals import StopFlag, command_of
+from malcli.errors import DataFormatError, Interrupted, MalcliError, OutputError
+from malcli.records import Problems
+from malcli.report.html import check_page
+from malcli.report.progress import Progress, log
+from malcli.settings import parse_thresholds
+
+if TYPE_CHECKING:
+    from malcli.engine.inference import Road
+    from malcli.model.checkpoint import Checkpoint
+
+STAGES = ("read", "decode", "crop", "network", "paste", "encode", "write", "wait")
+LARGE_CROP = 256  # pixels; of larger ones a CPU gets fewer at once, so that a signal is heard soon
+BAD_STATUSES = ("skipped:no-image", "skipped:bad-image", "skipped:bad-box", "skipped:memory")
+
+
+@dataclass
+class LabelResult:
+    """What a start of a labelling job did.
+
+    Attributes:
+        counts: Boxes by status: of the whole job once it is merged, before that of this share.
+        out: The output; None for a dry run.
+        merged: Whether the output is there.
+        seconds: CPU seconds by stage, summed over workers; time that passes for network and wait.
+        boxes_per_s: Boxes that this start labelled or skipped, over its time; 0 if none.
+        problems: What is wrong with which records.
+        checkpoint: The file that labelled; None if none was needed.
+    """
+
+    counts: dict[str, int] = field(default_factory=dict)
+    out: Path | None = None
+    merged: bool = False
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    boxes_per_s: float = 0.0
+    problems: Problems = field(default_factory=Problems)
+    checkpoint: Path | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, and the most memory that this process held so far."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB; bytes on macOS
+        return {
+            "counts": self.counts,
+            "boxes_per_s": round(self.boxes_per_s, 3),
+            "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
+            "peak_memory_mb": round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1),
+            "out": None if self.out is None else str(self.out),
+            "merged": self.merged,
+            "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
+            "problems": {
+                kind: {"count": count, "examples": self.problems.examples.get(kind, [])}
+                for kind, count in sorted(self.problems.counts.items())
+            },
+        }
+
+
+def label(config: LabelConfig) -> LabelResult:
+    """Label boxes, or check them (`dry_run`), or merge finished parts (`merge`).
+
+    Every annotation of the input is in the output, in order, with a status. Equal jobs give equal
+    bytes, whatever the shards, processes and interruptions.
+
+    Args:
+        config: The settings.
+
+    Returns:
+        Counts by status; `merged` is false while parts of other shards are missing.
+
+    Raises:
+        MalcliError: A setting or file is wrong, or the output belongs to another job.
+        RunError: The disk is full, or parts are missing in a merge.
+        Interrupted: SIGINT or SIGTERM came; finished parts are kept.
+    """
+    settings = survey.result_settings(config)
+    share = survey.share_of(config.shard)
+    survey.batch_size_of(config)
+    if config.dry_run:
+        return _dry_run(config)
+    with StopFlag() as stop:
+        return _Start(config, settings, share, stop).run()
+
+
+def _dry_run(config: LabelConfig) -> LabelResult:
+    """Read everything, check every image's header, and count what would be labelled."""
+    result = LabelResult()
+    with _timed(result.seconds, "read"):
+        table, folder = survey.open_data(config)
+        result.counts = survey.check_images(config, table, folder)
+    result.problems = table.problems
+    survey.report_problems(table.problems)
+    if config.strict:
+        survey.refuse_problems(table)
+    return result
+
+
+def _auto_batch(device: str, crop_size: int) -> int:
+    return 64 if device == "cuda" else 16 if crop_size <= LARGE_CROP else 4
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.thread_time()
+    try:
+        yield
+    finally:
+        seconds[stage] += time.thread_time() - start
+
+
+class _Start:
+    """One start of a job: does its share of what is left, and merges if nothing is left."""
+
+    def __init__(
+        self, config: LabelConfig, settings: dict[str, Any], share: slice, stop: StopFlag
+    ) -> None:
+        self.config = config
+        self.settings = settings
+        self.share = share
+        self.stop = stop
+        self._loaded: Checkpoint | None = None
+        self.out = survey.checked_out(config)
+        if config.report:
+            check_page(config.report, [config.boxes, config.checkpoint], config.overwrite)
+        self.result = LabelResult(out=self.out)
+
+    def run(self) -> LabelResult:
+        job = self._job()
+        if jobs.is_finished(self.out, job):
+            log(f"{self.out}: this job was finished before; nothing to label")
+            return self._finished(job)
+        manifest = self._unfinished(job)
+        with _timed(self.result.seconds, "read"):
+            table, folder = survey.open_data(self.config)
+            self.result.problems = table.problems
+            if self.config.strict:
+                survey.check_images(self.config, table, folder)
+        survey.report_problems(table.problems)
+        if self.config.strict:
+            survey.refuse_problems(table)
+        parts = PartFolder(jobs.parts_path(self.out), table)
+        mine = [] if self.config.merge else list(range(len(parts)))[self.share]
+        if manifest is None and (mine or not len(parts)):
+            manifest = self._begin(job, parts)
+        if manifest is None:
+            log("label: no part belongs to this share")
+            return self.result
+        self._check_plan(manifest, parts)
+        self._label(parts, mine, manifest, folder)
+        return self._end(job, manifest, parts, mine)
+
+    def _job(self) -> Job:
+        """Return the job; an output of another job is refused."""
+        config = self.config
+        if config.merge:
+            with _timed(self.result.seconds, "read"):
+                job = jobs.job_to_merge(config, self.out)
+            names = ("categories", "limit", "format")
+            kept: dict[str, Any] = {name: job.settings.get(name) for name in names}
+            self.config = dataclasses.replace(config, **kept)
+            return job
+        from malcli.model.locate import locate_checkpoint
+
+        checkpoint = self.result.checkpoint = locate_checkpoint(config.checkpoint)
+        if survey.is_same(checkpoint, self.out):
+            raise OutputError(f"{self.out}: --out is also the checkpoint; name another")
+        with _timed(self.result.seconds, "read"):
+            job = jobs.job_of(config, self.settings, checkpoint)
+        if not config.overwrite:
+            jobs.refuse_other(job, jobs.read_stamp(self.out), self.out)
+        return job
+
+    def _unfinished(self, job: Job) -> Manifest | None:
+        """Return how the job was begun, if it was; another job's parts are refused."""
+        manifest = jobs.find_unfinished(job, self.out, self.config.overwrite)
+        if self.config.resume and manifest is None:
+            log(f"{self.out}: nothing to resume; starting")
+        return manifest
+
+    def _finished(self, job: Job) -> LabelResult:
+        """Return the counts that the output states; removes parts that a kill may have left."""
+        jobs.remove_parts_of(self.out, job)
+        self.result.merged = True
+        self.result.counts = dict((jobs.read_stamp(self.out) or {}).get("counts", {}))
+        self._refuse_bad(self.result.counts)
+        if self.config.review or self.config.report:
+            from malcli.engine.review import write_extras
+
+            write_extras(self.config, self.out, self.result.to_json(), self.result.problems)
+        return self.result
+
+    def _check_plan(self, manifest: Manifest, parts: PartFolder) -> None:
+        if (manifest.boxes, manifest.parts) != (parts.table.boxes.num_rows, len(parts)):
+            raise OutputError(
+                f"{parts.path}: its plan is that of another version of malcli; finish the job with "
+                f"that version, or start anew with --overwrite"
+            )
+
+    def _begin(self, job: Job, parts: PartFolder) -> Manifest:
+        """Decide what every start of the job will obey, and write it down."""
+        from malcli.engine.launch import choose_device, choose_precision
+
+        config, checkpoint = self.config, self._checkpoint()
+        device = choose_device(config.device)
+        threshold = parse_thresholds(config.threshold) if config.threshold else checkpoint.threshold
+        crop_size = job.settings.get("crop_size", checkpoint.architecture.crop_size)
+        manifest = Manifest(
+            job=job,
+            boxes=parts.table.boxes.num_rows,
+            parts=len(parts),
+            batch_size=survey.batch_size_of(config) or _auto_batch(device.type, crop_size),
+            precision=choose_precision(config.precision, device),
+            threshold=threshold,
+            crop_size=crop_size,
+        )
+        return jobs.write_manifest(self.out, manifest)
+
+    def _checkpoint(self) -> "Checkpoint":
+        """Load the checkpoint once, and say which it is and what is known of its quality."""
+        if self._loaded is None:
+            from malcli.model.checkpoint import load_checkpoint
+
+            assert self.result.checkpoint is not None
+            self._loaded = load_checkpoint(self.result.checkpoint)
+            quality = self._loaded.quality
+            miou = (quality.get("miou") or {}).get("all")
+            said = f"mIoU {miou:.3f} on {quality['data']}" if miou else "quality not measured"
+            log(f"label: checkpoint {self.result.checkpoint} ({said})")
+        return self._loaded
+
+    def _label(
+        self, parts: PartFolder, mine: list[int], manifest: Manifest, folder: ImageFolder
+    ) -> None:
+        """Label the parts of this share that are not done."""
+        todo = parts.missing(mine)
+        if not todo:
+            return
+        from malcli.engine.inference import Watch, open_road
+
+        watch = Watch(self.result.seconds)
+        loaded = self._checkpoint()
+        road = open_road(self.config, manifest, loaded, parts.table, folder, watch)
+        total, left = (sum(len(parts.rows(index)) for index in some) for some in (mine, todo))
+        start = time.monotonic()
+        try:
+            with Progress(total, "boxes", "label", done=total - left) as progress:
+                for index in todo:
+                    manifest = self._label_part(parts, index, manifest, road, progress)
+                    self._stop_here(parts)
+        finally:
+            road.close()
+        self.result.boxes_per_s = left / (time.monotonic() - start)
+        survey.report_problems(parts.table.problems, survey.FILE_KINDS)
+
+    def _label_part(
+        self, parts: PartFolder, index: int, manifest: Manifest, road: "Road", progress: Progress
+    ) -> Manifest:
+        """Label and commit a part; return the manifest, with a smaller batch if memory ran out."""
+        rows = parts.rows(index)
+        while (outcomes := self._outcomes(parts, rows, manifest, road, progress)) is None:
+            smaller = max(1, manifest.batch_size // 2)
+            log(f"label: {manifest.batch_size} crops a batch need too much memory; now {smaller}")
+            manifest = jobs.with_batch_size(self.out, manifest, smaller)
+        with _timed(self.result.seconds, "write"):
+            parts.write(index, outcomes)
+        return manifest
+
+    def _outcomes(
+        self,
+        parts: PartFolder,
+        rows: NDArray[np.int64],
+        manifest: Manifest,
+        road: "Road",
+        progress: Progress,
+    ) -> list[Outcome] | None:
+        """Return what became of a part's boxes, or None if a batch does not fit into memory."""
+        import torch
+
+        outcomes: list[Outcome] = []
+        try:
+            with self.stop.at_once():  # one batch of a large network can take a minute on a CPU
+                for batch in road.label(rows, manifest.batch_size):
+                    outcomes += batch
+                    progress.advance(len(batch))
+            return outcomes
+        except KeyboardInterrupt:
+            self._stop_here(parts)
+            raise
+        except torch.OutOfMemoryError:
+            progress.advance(-len(outcomes))
+            return None
+
+    def _stop_here(self, parts: PartFolder) -> None:
+        """Raise Interrupted if a signal came."""
+        if self.stop.signum:
+            name = signal.Signals(self.stop.signum).name
+            message = f"stopped by {name}; finished parts are kept in {parts.path}; resume with: "
+            raise Interrupted(message + command_of(self.config, "label"), self.stop.signum)
+
+    def _end(self, job: Job, manifest: Manifest, parts: PartFolder, mine: list[int]) -> LabelResult:
+        """Merge if all parts are there; else count this share's boxes."""
+        try:
+            missing = parts.missing()
+            if missing and self.config.merge:
+                raise missing_error(parts.path, missing, len(parts))
+            if missing:
+                self.result.counts = parts.count(mine)
+                log(f"label: this share is done; {len(missing)} of {len(parts)} parts are not")
+                return self.result
+            with _timed(self.result.seconds, "write"):
+                counts = parts.count()
+                self._refuse_bad(counts)
+                stamp = jobs.stamp_of(job, manifest, counts)
+                merge(parts, self.out, stamp, lambda: self._stop_here(parts))
+        except (OSError, MalcliError):
+            # Another process may have merged meanwhile, and removed the parts.
+            if not jobs.is_finished(self.out, job):
+                raise
+        log(f"{self.out}: finished")
+        return self._finished(job)
+
+    def _refuse_bad(self, counts: dict[str, int]) -> None:
+        """Raise DataFormatError, with `strict`, if an image turned out bad while labelling."""
+        bad = {status: counts[status] for status in BAD_STATUSES if counts.get(status)}
+        if self.config.strict and bad:
+            said = ", ".join(f"{count} boxes {status}" for status, count in bad.items())
+            raise DataFormatError(self.config.boxes, f"--strict: {said}; without it they are kept")

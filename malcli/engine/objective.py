@@ -1,0 +1,107 @@
+"""The box-supervised objective of one batch (Sec. 3.3): views, networks, MIL, mean field, CRF.
+
+Shape suffixes: B crops, C channels, H W crop pixels, h w score grid.
+"""
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from malcli.config import FitConfig
+from malcli.data.augment import flip_where, student_view
+from malcli.data.training import RoiBatch, rectangle_mask
+from malcli.losses.crf import crf_loss, mean_field
+from malcli.losses.mil import mil_loss
+from malcli.model.labeler import MaskLabeler
+
+
+class Stopwatch:
+    """Wall time by kind of work. Work on a GPU counts where the host waits for it."""
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextlib.contextmanager
+    def time(self, kind: str) -> Iterator[None]:
+        """Add the body's wall time to a kind of work."""
+        before = time.perf_counter()
+        yield
+        self.seconds[kind] += time.perf_counter() - before
+
+
+def batch_losses(
+    config: FitConfig,
+    batch: RoiBatch,
+    student: MaskLabeler,
+    teacher: MaskLabeler,
+    model: nn.Module,
+    autocast: Callable[[], AbstractContextManager[None]],
+    watch: Stopwatch,
+) -> tuple[Tensor, Tensor]:
+    """Return the MIL and CRF losses of a batch: means over its crops, without weights and ramps.
+
+    Args:
+        config: The fit's settings.
+        batch: Crops on the device; those that are not valid count 0.
+        student: The task network, for its sizes and normalisation.
+        teacher: Its moving average, in the teacher's view (no jitter).
+        model: The task network as prepared by Accelerate, which the gradient flows through.
+        autocast: Mixed precision for the teacher; losses and mean field are float32.
+        watch: Where the time goes.
+
+    Source: Sec. 3.3, Eqs. 2-5; mal_spec 5.
+    """
+    side = student.grid
+    with watch.time("views"), torch.no_grad():
+        clean_BCHW = flip_where(batch.crop_BCHW, batch.views_BN)
+        jittered_BCHW = student.normalise(student_view(clean_BCHW, batch.views_BN))
+        clean_BCHW = student.normalise(clean_BCHW)
+        box_Bhw = flip_where(rectangle_mask(batch.box_B4, side), batch.views_BN)
+        inside_Bhw = inside_image(batch, side) if config.border == "reflect" else None
+    with watch.time("student"):
+        prob_Bhw = model(jittered_BCHW, batch.size_B).float().sigmoid()
+    with watch.time("teacher"), torch.no_grad(), autocast():
+        teacher_Bhw = teacher(clean_BCHW, batch.size_B).float().sigmoid()
+    with watch.time("mean field"):
+        refined_Bhw = refine(
+            config,
+            jittered_BCHW if config.crf_image == "jittered" else clean_BCHW,
+            (prob_Bhw.detach() + teacher_Bhw) / 2,
+            box_Bhw,
+        )
+    mil_B = mil_loss(prob_Bhw, box_Bhw, config.mil_form, inside_Bhw)
+    crf_B = crf_loss(prob_Bhw, refined_Bhw, inside_Bhw)
+    return (mil_B * batch.valid_B).mean(), (crf_B * batch.valid_B).mean()
+
+
+def refine(config: FitConfig, image_BCHW: Tensor, unary_Bhw: Tensor, box_Bhw: Tensor) -> Tensor:
+    """Return masks (B, h, w) refined by mean field with the fit's settings.
+
+    Args:
+        config: The fit's settings.
+        image_BCHW: (B, 3, H, W) normalised crops.
+        unary_Bhw: (B, h, w) probabilities.
+        box_Bhw: (B, h, w) box in [0, 1].
+    """
+    side = unary_Bhw.shape[-1]
+    return mean_field(
+        F.interpolate(image_BCHW.float(), (side, side), mode="bilinear", align_corners=False),
+        unary_Bhw,
+        box_Bhw,
+        zeta=config.crf_zeta,
+        omega=config.crf_omega,
+        iterations=config.crf_iterations,
+    )
+
+
+def inside_image(batch: RoiBatch, side: int) -> Tensor:
+    """Return which grid cells lie in the image by at least half, (B, side, side) of 0 and 1."""
+    share_Bhw = flip_where(rectangle_mask(batch.image_B4, side), batch.views_BN)
+    return (share_Bhw >= 0.5).float()

@@ -1,0 +1,343 @@
+"""The training loop, in view: step, log, save, draw, stop (Sec. 4.2)."""
+
+import contextlib
+import resource
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from malcli.config import FitConfig
+from malcli.data.training import EpochOrder, RoiBatch, TrainingCrops, collate, rectangle_mask
+from malcli.engine import runs
+from malcli.engine.objective import Stopwatch, batch_losses, refine
+from malcli.engine.schedule import Schedule, parameter_groups, ramp
+from malcli.engine.signals import StopFlag, command_of
+from malcli.errors import Interrupted, RunError
+from malcli.model.checkpoint import Checkpoint, save_checkpoint
+from malcli.model.ema import update_teacher
+from malcli.model.locate import CHECKPOINT_NAME
+from malcli.report.plots import crop_sheet
+from malcli.report.progress import Progress, log
+
+SHOWN_CROPS = 8
+MAX_SKIPPED = 50  # optimiser steps in a row that the loss scaler may skip
+
+
+class Trainer:
+    """The loop and all that it moves: networks, optimiser, order of crops, place in training."""
+
+    def __init__(
+        self,
+        config: FitConfig,
+        run: Path,
+        accelerator: Accelerator,
+        saved: Checkpoint,
+        crops: TrainingCrops,
+        rows: NDArray[np.int64],
+        validate: Callable[[int, float], object] | None,
+    ) -> None:
+        """Put everything on this process's device.
+
+        Args:
+            config: The fit's settings.
+            run: The run folder.
+            accelerator: Device, precision and processes.
+            saved: Both networks and what the checkpoint says of them.
+            crops: Samples by (epoch, row).
+            rows: Rows of the boxes to train on.
+            validate: Called with step and epochs every `val_every` steps, after saving.
+        """
+        self.config = config
+        self.run = run
+        self.accelerator = accelerator
+        self.crops = crops
+        self.rows = rows
+        world = accelerator.num_processes
+        self.order = EpochOrder(
+            rows, config.batch_size, accelerator.process_index, world, config.seed
+        )
+        self.steps_per_epoch = -(-self.order.batches // config.grad_accum)
+        global_batch = config.batch_size * config.grad_accum * world
+        peak = config.lr * global_batch
+        self.schedule = Schedule(
+            peak=peak,
+            minimum=peak * config.min_lr_ratio,
+            warmup=config.warmup_epochs * self.steps_per_epoch,
+            total=config.epochs * self.steps_per_epoch,
+        )
+        self.saved = saved
+        self.validate = validate
+        self.teacher = saved.teacher.to(accelerator.device)
+        self.student = saved.student.to(accelerator.device)
+        groups = parameter_groups(
+            self.student.encoder, self.student.decoder, config.decoder_lr_scale
+        )
+        optimizer = torch.optim.AdamW(
+            groups,
+            lr=peak,
+            betas=(config.beta1, config.beta2),
+            eps=1e-8,
+            weight_decay=config.weight_decay,
+        )
+        self.model, self.optimizer = accelerator.prepare(self.student, optimizer)
+        self.loop = runs.LoopState(world=world)
+        self.watch = Stopwatch()
+        self.seen = 0
+        self.started = time.perf_counter()
+        self.last: dict[str, Any] = {}
+        self.skipped_in_row = 0
+
+    @property
+    def last_step(self) -> int:
+        """The step at which training ends."""
+        total = self.schedule.total
+        return min(total, self.config.max_steps) if self.config.max_steps else total
+
+    def train(self, stop: StopFlag, continued: bool) -> None:
+        """Run to the last step, saving as it goes.
+
+        Raises:
+            Interrupted: A signal came; the state is saved.
+            RunError: The loss is not a number.
+        """
+        if continued:
+            self._restore()
+        if self.accelerator.is_main_process:
+            runs.cut_metrics(self.run, self.loop.step)
+        with Progress(self.last_step, "steps", "fit", done=self.loop.step) as progress:
+            while self.loop.step < self.last_step:
+                for batches in self._epoch_batches():
+                    self._step(batches)
+                    self._advance(len(batches))
+                    progress.advance(1)
+                    if self.loop.step >= self.last_step:
+                        break
+                    if signum := self._stopped_by(stop):
+                        self.save()
+                        again = replace(self.config, out=self.run, resume=True, overwrite=False)
+                        raise Interrupted(
+                            f"stopped at step {self.loop.step}, state kept; resume with: "
+                            f"{command_of(again, 'fit')}",
+                            signum,
+                        )
+        self.save()
+
+    def _stopped_by(self, stop: StopFlag) -> int:
+        """Return the signal that reached any process, so that all stop at the same step, or 0."""
+        if self.accelerator.num_processes == 1:
+            return stop.signum
+        signum: Tensor = self.accelerator.gather(
+            torch.tensor(stop.signum, device=self.accelerator.device)
+        )
+        return int(signum.max())
+
+    def _epoch_batches(self) -> Iterator[list[RoiBatch]]:
+        """Yield the micro-batches of each optimiser step left in the epoch."""
+        self.order.start(self.loop.epoch, self.loop.batch)
+        workers = self.config.workers
+        workers = min(4, max(0, (torch.get_num_threads() or 1) - 1)) if workers is None else workers
+        loader: DataLoader[dict[str, NDArray[Any]]] = DataLoader(
+            self.crops,
+            batch_sampler=self.order,
+            collate_fn=collate,
+            num_workers=workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+            persistent_workers=False,
+            timeout=300 if workers else 0,
+        )
+        group: list[RoiBatch] = []
+        before = time.perf_counter()
+        for batch in loader:
+            self.watch.seconds["wait"] += time.perf_counter() - before
+            group.append(batch)
+            if len(group) == self.config.grad_accum:
+                yield group
+                group = []
+            before = time.perf_counter()
+        if group:
+            yield group
+
+    def _step(self, batches: list[RoiBatch]) -> None:
+        """Take one optimiser step over its micro-batches, then move the teacher."""
+        config, loop = self.config, self.loop
+        rate = self.schedule.at(loop.step)
+        if config.lr_timing == "before":
+            self._set_rate(rate)
+        sums = torch.zeros(3, device=self.accelerator.device)
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            context = contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
+            with context:
+                losses = self._losses(batch.to(self.accelerator.device))
+                with self.watch.time("backward"):
+                    self.accelerator.backward(losses[0] / len(batches))
+            sums += torch.stack([loss.detach() for loss in losses]) / len(batches)
+            self.seen += len(batch.size_B) * self.accelerator.num_processes
+            loop.unreadable += int((batch.valid_B == 0).sum())
+        with self.watch.time("update"):
+            if config.grad_clip is not None:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+            self.optimizer.step()
+            skipped = bool(self.accelerator.optimizer_step_was_skipped)
+            self.optimizer.zero_grad(set_to_none=True)
+            if not skipped:
+                update_teacher(self.teacher, self.student, config.teacher_momentum)
+        self._count_skipped(skipped)
+        if config.lr_timing == "after":
+            self._set_rate(rate)
+        self.sums = sums
+
+    def _losses(self, batch: RoiBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the total (Eq. 1), MIL and CRF losses of a batch on the device."""
+        config = self.config
+        mil, crf = batch_losses(
+            config,
+            batch,
+            self.student,
+            self.teacher,
+            self.model,
+            self.accelerator.autocast,
+            self.watch,
+        )
+        step = self.loop.step - self.loop.epoch * self.steps_per_epoch
+        mil_ramp = ramp(step, self.loop.epoch, config.mil_ramp)
+        crf_ramp = ramp(step, self.loop.epoch, config.crf_ramp)
+        total = config.mil_weight * mil_ramp * mil + config.crf_weight * crf_ramp * crf  # Eq. 1
+        return total, mil, crf
+
+    def _set_rate(self, rate: float) -> None:
+        """Write a learning rate into every group."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+
+    def _count_skipped(self, skipped: bool) -> None:
+        """Count steps that the loss scaler skipped; too many in a row end the run."""
+        self.loop.skipped += skipped
+        self.skipped_in_row = self.skipped_in_row + 1 if skipped else 0
+        if self.skipped_in_row >= MAX_SKIPPED:
+            raise RunError(
+                f"{self.run}: the gradients overflowed {MAX_SKIPPED} steps in a row; the last good "
+                f"state is kept; lower --lr or take --precision bf16 or fp32"
+            )
+
+    def _advance(self, batches: int) -> None:
+        """Count a step, then log, save and draw where the settings say so."""
+        config, loop = self.config, self.loop
+        loop.step += 1
+        loop.batch += batches
+        if loop.batch >= self.order.batches:
+            loop.epoch, loop.batch = loop.epoch + 1, 0
+        step, at_end = loop.step, loop.step >= self.last_step
+        if at_end or step % config.log_every == 0 or step == 1:
+            self._log_line()
+        if step % config.save_every == 0 and not at_end:
+            self.save()
+        if config.pictures_every and (at_end or step % config.pictures_every == 0):
+            self._draw()
+        if self.validate and config.val_every and step % config.val_every == 0 and not at_end:
+            self.save()
+            if self.accelerator.is_main_process:
+                self.validate(step, self.epochs_done())
+            self.accelerator.wait_for_everyone()
+
+    def _check_finite(self) -> None:
+        """Raise RunError if the last step's loss is NaN or infinite."""
+        if not torch.isfinite(self.sums).all():
+            raise RunError(
+                f"{self.run}: the loss is not a number at step {self.loop.step}; the last good "
+                f"state is kept; lower --lr, or take --precision fp32, and --resume"
+            )
+
+    def _log_line(self) -> None:
+        """Append one line to metrics.jsonl."""
+        self._check_finite()
+        loss, mil, crf = self.accelerator.reduce(self.sums, reduction="mean").tolist()
+        device = self.accelerator.device
+        if device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(device)
+        else:
+            memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self.last = {
+            "step": self.loop.step,
+            "epoch": round(self.epochs_done(), 4),
+            "loss": loss,
+            "loss_mil": mil,
+            "loss_crf": crf,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "crops_per_s": self.crops_per_s(),
+            "memory_mb": round(memory / 1e6),
+            "skipped": self.loop.skipped,
+            "unreadable": self.loop.unreadable,
+        }
+        if self.accelerator.is_main_process:
+            runs.append_line(self.run, self.last)
+
+    def crops_per_s(self) -> float:
+        """Return crops over wall time since this start, all processes."""
+        return round(self.seen / (time.perf_counter() - self.started), 2)
+
+    def epochs_done(self) -> float:
+        """Return the epochs done, with fraction."""
+        return self.loop.step / self.steps_per_epoch
+
+    def save(self) -> None:
+        """Write the state and the checkpoint, from the main process."""
+        if self.loop.step:
+            self._check_finite()
+        if self.accelerator.is_main_process:
+            runs.save_state(
+                self.run,
+                self.loop,
+                self.student,
+                self.teacher,
+                self.optimizer,
+                self.accelerator.scaler,
+            )
+            save_checkpoint(self.saved, self.run / CHECKPOINT_NAME)
+        self.accelerator.wait_for_everyone()
+
+    def _restore(self) -> None:
+        """Continue from the newest saved state."""
+        loop = runs.load_state(
+            self.run, self.student, self.teacher, self.optimizer, self.accelerator.scaler
+        )
+        if loop is None:
+            log(f"{self.run}: no saved state; starting from the first step")
+            return
+        self.loop = runs.check_world(loop, self.accelerator.num_processes, self.config, self.run)
+        log(f"{self.run}: resumed at step {loop.step}")
+
+    def _write_lines_after(self, step: int) -> None:
+        """Drop logged lines of steps that a kill undid."""
+        if self.accelerator.is_main_process:
+            runs.cut_metrics(self.run, step)
+
+    def _draw(self) -> None:
+        """Save a picture of the fixed crops: crop, mask, refined mask."""
+        if not self.accelerator.is_main_process:
+            return
+        chosen = self.rows[np.linspace(0, len(self.rows) - 1, SHOWN_CROPS).astype(int)]
+        batch = collate([self.crops[(0, int(row))] for row in np.unique(chosen)])
+        batch = batch.to(self.accelerator.device)
+        self.student.eval()
+        with torch.no_grad():
+            image_BCHW = self.student.normalise(batch.crop_BCHW)
+            prob_Bhw = self.student(image_BCHW, batch.size_B).sigmoid()
+        self.student.train()
+        box_Bhw = rectangle_mask(batch.box_B4, self.student.grid)
+        refined_Bhw = refine(self.config, image_BCHW, prob_Bhw, box_Bhw)
+        sheet = crop_sheet(
+            batch.crop_BCHW.permute(0, 2, 3, 1).cpu().numpy(),
+            prob_Bhw.cpu().numpy(),
+            refined_Bhw.cpu().numpy(),
+        )
+        runs.write_picture(self.run, self.loop.step, sheet)

@@ -1,0 +1,240 @@
+"""Labelers on disk: one safetensors file with student, teacher and configuration inside.
+
+Reads safetensors, or torch files as plain tensors; no code in a file is ever run.
+"""
+
+import errno
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from malcli import __version__
+from malcli.errors import CheckpointError
+from malcli.files import hash_file, replacing
+from malcli.model.labeler import Architecture, MaskLabeler, build_labeler
+
+LFS_HEAD = b"version https://git-lfs"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Both networks and what is known of them.
+
+    Attributes:
+        student: The task network.
+        teacher: Its moving average.
+        architecture: What builds them.
+        threshold: Probability thresholds for small, medium and large boxes.
+        settings: The settings of the fit, plain values, file names without folders.
+        quality: Measured on human masks (`data`, `miou`, ...), or empty.
+        sha256: Hash of the file; empty before it is saved.
+    """
+
+    student: MaskLabeler
+    teacher: MaskLabeler
+    architecture: Architecture
+    threshold: tuple[float, float, float]
+    settings: dict[str, Any] = field(default_factory=dict)
+    quality: dict[str, Any] = field(default_factory=dict)
+    sha256: str = ""
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Args:
+        checkpoint: What to save.
+        path: The target.
+        dtype: Number format of the tensors; float16 halves the file.
+    """
+    tensors = {
+        f"{name}.{key}": value.detach().to("cpu", dtype).contiguous()
+        for name, network in (("student", checkpoint.student), ("teacher", checkpoint.teacher))
+        for key, value in network.state_dict().items()
+    }
+    meta = {
+        "version": __version__,
+        "architecture": checkpoint.architecture.to_plain(),
+        "threshold": list(checkpoint.threshold),
+        "settings": checkpoint.settings,
+        "quality": checkpoint.quality,
+    }
+    text = json.dumps(meta, sort_keys=True)
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, {"malcli": text})
+        except SafetensorError as error:  # it hides the system's error in its text
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, _first_line(error)) from error
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a malcli checkpoint onto the CPU, in float32 and evaluation mode.
+
+    Raises:
+        CheckpointError: Missing, damaged, of another kind, or its tensors do not fit.
+    """
+    meta, tensors = _read(path)
+    try:
+        architecture = Architecture(**meta["architecture"])
+        small, medium, large = (float(value) for value in meta["threshold"])
+        settings, quality = dict(meta.get("settings") or {}), dict(meta.get("quality") or {})
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: its configuration cannot be read ({error}); it was written by malcli "
+            f"{meta.get('version', '?')}, this is {__version__}"
+        ) from None
+    networks = []
+    for name in ("student", "teacher"):
+        network = _build(architecture, path)
+        _fill(network, name, tensors, path)
+        networks.append(network.eval().requires_grad_(False))
+    return Checkpoint(
+        student=networks[0],
+        teacher=networks[1],
+        architecture=architecture,
+        threshold=(small, medium, large),
+        settings=settings,
+        quality=quality,
+        sha256=hash_file(path),
+    )
+
+
+def with_quality(path: Path, quality: Mapping[str, Any]) -> None:
+    """Write the measured quality into a checkpoint file, in place."""
+    checkpoint = load_checkpoint(path)
+    save_checkpoint(replace(checkpoint, quality=dict(quality)), path)
+
+
+def load_labeler_weights(network: MaskLabeler, tensors: dict[str, Tensor], path: Path) -> None:
+    """Copy the student of another labeler into a network of the same architecture.
+
+    The position grid is resampled where the crop sizes differ.
+
+    Raises:
+        CheckpointError: Tensors are missing or of another shape.
+    """
+    crop_size = network.crop_size
+    grid = tensors.get("student.encoder.body.pos_embed")
+    network.set_crop_size(network.encoder.stored_crop_size(grid) or crop_size)
+    _fill(network, "student", tensors, path)
+    network.set_crop_size(crop_size)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a weight file: safetensors, or a torch file of plain tensors.
+
+    A dictionary under `model`, `state_dict` or `model_state_dict` is unwrapped.
+
+    Raises:
+        CheckpointError: Missing, damaged, or it holds code.
+    """
+    check_file(path)
+    try:
+        if is_safetensors(path):
+            with safe_open(path, framework="pt") as file:
+                loaded = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # The unpickler, zip reader and safetensors each raise their own kinds here.
+        raise CheckpointError(
+            f"{path}: cannot be read as weights ({_first_line(error)}); files that hold code are "
+            f"refused: give a safetensors file or a torch file of plain tensors"
+        ) from error
+    for key in ("model", "state_dict", "model_state_dict"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, not named tensors")
+    tensors = {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise CheckpointError(f"{path}: holds no tensors; give a weight file")
+    return tensors
+
+
+def check_file(path: Path) -> None:
+    """Raise CheckpointError if the file is missing, empty or a Git LFS pointer."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; give a checkpoint or weight file")
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(len(LFS_HEAD))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be opened ({error.strerror})") from None
+    if not head:
+        raise CheckpointError(f"{path}: is empty; copy it again")
+    if head == LFS_HEAD:
+        raise CheckpointError(f"{path}: is a Git LFS pointer, not weights; run `git lfs pull`")
+
+
+def is_safetensors(path: Path) -> bool:
+    """Return whether the file starts as safetensors do: a header length, then a JSON object."""
+    with path.open("rb") as handle:
+        return handle.read(9)[8:] == b"{"
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the metadata and tensors of a malcli checkpoint."""
+    check_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("malcli")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: damaged, or not a malcli checkpoint ({_first_line(error)}); copy it again "
+            f"or give the folder of a malcli fit"
+        ) from None
+    try:
+        meta = json.loads(text) if text is not None else None
+    except (ValueError, RecursionError):
+        meta = None
+    if not isinstance(meta, dict):
+        raise CheckpointError(
+            f"{path}: safetensors, but not of malcli (no configuration inside); to start a fit "
+            f"from it, give it as --weights"
+        )
+    return meta, tensors
+
+
+def _build(architecture: Architecture, path: Path) -> MaskLabeler:
+    """Return the network that the checkpoint describes."""
+    try:
+        return build_labeler(architecture)
+    except Exception as error:
+        # A foreign configuration can fail anywhere in timm or torch.
+        raise CheckpointError(
+            f"{path}: its network cannot be built: {_first_line(error)}; the file is damaged or "
+            f"of another malcli version"
+        ) from error
+
+
+def _fill(network: MaskLabeler, name: str, tensors: dict[str, Tensor], path: Path) -> None:
+    """Copy the tensors `name.*` into a network, in float32."""
+    wanted = network.state_dict()
+    state = {key: tensors.get(f"{name}.{key}") for key in wanted}
+    wrong = [
+        key for key, value in state.items() if value is None or value.shape != wanted[key].shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: {len(wrong)} tensors missing or of another shape, first "
+            f"{name}.{wrong[0]}; the file is damaged or of another malcli version"
+        )
+    network.load_state_dict(
+        {key: value.float() for key, value in state.items() if value is not None}
+    )
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of an error's text, at most 120 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

@@ -1,0 +1,146 @@
+"""Tables for the terminal: what `eval` measured and what `label` did.
+
+Takes the JSON objects that `--json` prints, so that both views cannot differ.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+IOU_ROWS = (
+    ("mIoU", "miou"),
+    ("category mIoU", "category_miou"),
+    ("Dice", "dice"),
+    ("boundary IoU", "boundary_iou"),
+)
+SIZES = ("all", "small", "medium", "large")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Return a value for people; undefined is a dash."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def spread(bounds: list[float] | None, digits: int = 3) -> str:
+    """Return an interval for people, or an empty string."""
+    return "" if bounds is None else f"{bounds[0]:.{digits}f}–{bounds[1]:.{digits}f}"
+
+
+def at(tree: Any, *keys: str) -> Any:  # noqa: ANN401
+    """Return a value inside nested dicts, None if a level is missing or null."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def methods(result: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return (name, metrics, intervals) of the masks scored and of each baseline."""
+    return [
+        ("malcli", result, result.get("intervals")),
+        (
+            "ellipse",
+            at(result, "baselines", "ellipse"),
+            at(result, "intervals", "baselines", "ellipse"),
+        ),
+        ("filled box", at(result, "baselines", "box"), at(result, "intervals", "baselines", "box")),
+    ]
+
+
+def eval_tables(result: Mapping[str, Any]) -> RenderableType:
+    """Return what `malcli eval` prints.
+
+    Args:
+        result: The object of `malcli eval --json`.
+    """
+    parts: list[RenderableType] = []
+    if result.get("miou"):
+        parts += [_iou_table(result), _counts_line(result["counts"])]
+    parts += [_ap_table(title, result[key]) for title, key in _ap_parts(result)]
+    if result.get("retention"):
+        parts.append(_retention_table(result["retention"]))
+    return Group(*parts)
+
+
+def _ap_parts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    named = (("Mask AP", "ap"), ("Box AP", "box_ap"))
+    return [(title, key) for title, key in named if result.get(key)]
+
+
+def _iou_table(result: Mapping[str, Any]) -> Table:
+    table = Table(title="Masks against human masks (95 % interval over images)")
+    table.add_column("metric")
+    table.add_column("masks")
+    for name in SIZES:
+        table.add_column(name, justify="right")
+    table.add_column("interval of all", justify="right")
+    for title, key in IOU_ROWS:
+        for name, metrics, bounds in methods(result):
+            values = [number(at(metrics, key, size)) for size in SIZES]
+            table.add_row(title, name, *values, spread(at(bounds, key, "all")))
+            title = ""
+        table.add_section()
+    for level in ("0.5", "0.75", "0.9"):
+        title = f"IoU over {level}"
+        for name, metrics, bounds in methods(result):
+            value = number(at(metrics, "iou_over", level))
+            table.add_row(title, name, value, "", "", "", spread(at(bounds, "iou_over", level)))
+            title = ""
+        table.add_section()
+    return table
+
+
+def _counts_line(counts: Mapping[str, int]) -> str:
+    return (
+        f"{counts['instances']} instances: {counts['paired']} paired, {counts['missing']} missing "
+        f"(IoU 0); {counts['unmatched']} predictions unmatched, {counts['crowd']} crowd left out"
+    )
+
+
+def _ap_table(title: str, values: Mapping[str, float | None]) -> Table:
+    table = Table(title=title)
+    for name in values:
+        table.add_column(name, justify="right")
+    table.add_row(*(number(value) for value in values.values()))
+    return table
+
+
+def _retention_table(values: Mapping[str, Mapping[str, float | None]]) -> Table:
+    table = Table(title="Retention, % of the AP on human masks (95 % interval over images)")
+    for name in values:
+        table.add_column(name, justify="right")
+    table.add_row(*(number(cell["value"], 1) for cell in values.values()))
+    lows = [
+        spread(None if cell["low"] is None else [cell["low"], cell["high"] or 0.0], 1)
+        for cell in values.values()
+    ]
+    table.add_row(*lows)
+    return table
+
+
+def label_table(summary: Mapping[str, Any]) -> RenderableType:
+    """Return what `malcli label` prints at the end.
+
+    Args:
+        summary: The object of `malcli label --json`.
+    """
+    counts = Table(title="Boxes")
+    counts.add_column("status")
+    counts.add_column("boxes", justify="right")
+    counts.add_column("share", justify="right")
+    total = sum(summary["counts"].values())
+    for status, boxes in sorted(summary["counts"].items(), key=lambda item: -item[1]):
+        counts.add_row(status, f"{boxes:,}", f"{100 * boxes / max(1, total):.1f} %")
+    counts.add_section()
+    counts.add_row("all", f"{total:,}", "")
+    seconds = Table(title="Where the work went")
+    for column in ("step", "seconds", "share"):
+        seconds.add_column(column, justify="left" if column == "step" else "right")
+    work = sum(summary["seconds"].values())
+    for step, spent in summary["seconds"].items():
+        seconds.add_row(step, f"{spent:.1f}", f"{100 * spent / work if work else 0:.0f} %")
+    memory = summary.get("peak_memory_mb")
+    line = f"{summary.get('boxes_per_s') or 0:.1f} boxes/s"
+    line += f", at most {memory:.0f} MB" if memory else ""
+    return Group(counts, seconds, f"{line}: {summary.get('out')}")

@@ -1,0 +1,105 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from malcli.cli.output import (
+    flatten,
+    one_line,
+    print_error,
+    print_json,
+    run_engine,
+    show,
+    stdout_kept,
+)
+from malcli.report import progress
+
+
+class Result:
+    def __init__(self, values):
+        self.values = values
+
+    def to_json(self):
+        return self.values
+
+
+def test_stdout_is_kept_from_python_c_and_children(capfd):
+    with stdout_kept():
+        print("python")
+        os.write(1, b"compiled\n")
+        subprocess.run([sys.executable, "-c", "print('child')"], check=True)
+    print("result")
+    out, err = capfd.readouterr()
+    assert out == "result\n"
+    assert {"python", "compiled", "child"} <= set(err.split())
+
+
+def test_stdout_comes_back_after_an_error(capfd):
+    with pytest.raises(ValueError, match="inside"), stdout_kept():
+        raise ValueError("inside")
+    print("result")
+    os.write(1, b"raw\n")
+    assert set(capfd.readouterr().out.split()) == {"result", "raw"}
+
+
+def test_stdout_kept_leaves_no_descriptor_open():
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with stdout_kept():
+            pass
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_engine_runs_with_quiet_set_and_its_result_returned(capsys):
+    def work():
+        progress.log("log")
+        print("noise")
+        return Result({})
+
+    assert run_engine(work, quiet=True).to_json() == {}
+    assert capsys.readouterr() == ("", "noise\n")
+    progress.set_quiet(False)
+
+
+def test_json_is_one_ascii_line_whatever_the_names(capsys):
+    show(Result({"name": "\ud800ü\n", "value": None}), True, lambda result: print("table"))
+    out = capsys.readouterr().out
+    assert out.isascii()
+    assert out.count("\n") == 1
+    assert json.loads(out) == {"name": "\ud800ü\n", "value": None}
+
+
+def test_json_never_says_nan():
+    with pytest.raises(ValueError, match="JSON"):
+        print_json({"miou": float("nan")})
+
+
+def test_people_get_the_table(capsys):
+    show(Result({}), False, lambda result: print("table"))
+    assert capsys.readouterr().out == "table\n"
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("a\n  b\tc", "a b c"),
+        ("\x1b[2J\x07", "\\x1b[2J\\x07"),
+        ("\ud800", "\\ud800"),
+        ("Füße 図", "Füße 図"),
+        ("x" * 5000, "x" * 2000 + "..."),
+    ],
+)
+def test_messages_are_one_line_that_drives_no_terminal(message, line):
+    assert one_line(message) == line
+
+
+def test_error_line_goes_to_stderr(capsys):
+    print_error("boxes.json: not JSON")
+    assert capsys.readouterr() == ("", "malcli: error: boxes.json: not JSON\n")
+
+
+def test_nested_values_become_dotted_lines():
+    nested = {"miou": {"all": 0.123456, "small": None}, "out": "x.json"}
+    assert dict(flatten(nested)) == {"miou.all": "0.1235", "miou.small": "-", "out": "x.json"}

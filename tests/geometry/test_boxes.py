@@ -1,0 +1,154 @@
+"""Boxes against literal loops and the laws of mal_spec 1 and 12."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from malcli.geometry.boxes import (
+    clip_xyxy,
+    expand_box,
+    random_margins,
+    roi_frame,
+    round_outward,
+    size_class,
+    xywh_to_xyxy,
+    xyxy_to_xywh,
+)
+
+# Multiples of 1/16 below 2^20: sums and differences are exact in float64.
+exact = st.integers(-(2**20), 2**20).map(lambda value: value / 16)
+positive = st.integers(1, 2**20).map(lambda value: value / 16)
+boxes = st.tuples(exact, exact, positive, positive).map(
+    lambda box: [box[0], box[1], box[0] + box[2], box[1] + box[3]]
+)
+
+
+@given(st.lists(st.tuples(exact, exact, positive, positive), min_size=1, max_size=5))
+def test_corner_forms_are_inverses(rows):
+    xywh = np.array(rows)
+    xyxy = xywh_to_xyxy(xywh)
+    assert xyxy.tolist() == [[x, y, x + w, y + h] for x, y, w, h in rows]
+    assert xyxy_to_xywh(xyxy).tolist() == xywh.tolist()
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 4), (3, 2, 4)])
+def test_corner_forms_index_the_last_axis(shape):
+    xywh = np.arange(math.prod(shape), dtype=float).reshape(shape)
+    xyxy = xywh_to_xyxy(xywh)
+    assert xyxy.shape == shape
+    assert (xyxy[..., 2] == xywh[..., 0] + xywh[..., 2]).all()
+    assert (xyxy_to_xywh(xyxy) == xywh).all()
+
+
+@given(boxes, st.integers(1, 5000), st.integers(1, 5000))
+def test_clip_keeps_exactly_what_lies_in_the_image(box, height, width):
+    x0, y0, x1, y1 = clip_xyxy(np.array(box), (height, width)).tolist()
+    assert [x0, x1] == [min(max(x, 0), width) for x in box[0::2]]
+    assert [y0, y1] == [min(max(y, 0), height) for y in box[1::2]]
+
+
+@given(boxes)
+def test_round_outward_is_the_smallest_integer_rectangle_that_holds_the_box(box):
+    rounded = round_outward(np.array(box))
+    assert rounded.dtype == np.int64
+    for side, (value, whole) in enumerate(zip(box, rounded.tolist(), strict=True)):
+        outward = -1 if side < 2 else 1
+        assert outward * (whole - value) >= 0  # holds the box
+        assert outward * (whole - outward - value) < 0  # one pixel less would not
+
+
+def expand_literally(box, margins):
+    """Sec. 3.1 with `1 +`, one side at a time, written from the centre."""
+    x0, y0, x1, y1 = box
+    left, top, right, bottom = margins
+    centre_x, centre_y = (x0 + x1) / 2, (y0 + y1) / 2
+    return [
+        math.floor(centre_x - (centre_x - x0) * (1 + left)),
+        math.floor(centre_y - (centre_y - y0) * (1 + top)),
+        math.ceil(centre_x + (x1 - centre_x) * (1 + right)),
+        math.ceil(centre_y + (y1 - centre_y) * (1 + bottom)),
+    ]
+
+
+# Multiples of 1/8 up to 2: the products stay exact, so floor and ceil are decided equally.
+@given(boxes, st.lists(st.integers(0, 16).map(lambda value: value / 8), min_size=4, max_size=4))
+def test_expand_box_follows_the_formula_side_by_side(box, margins):
+    assert expand_box(np.array(box), np.array(margins)).tolist() == expand_literally(box, margins)
+
+
+def test_expand_box_takes_many_boxes_at_once():
+    xyxy = np.array([[10.0, 20.0, 30.0, 60.0], [0.5, 0.5, 1.5, 9.5]])
+    margins = np.array([[0.5, 0.25, 1.0, 0.0], [0.3, 0.3, 0.3, 0.3]])
+    # halves of box 1: 10 and 20, so 10 - 5, 20 - 5, 30 + 10, 60; box 2: .5 - .15, .5 - 1.35 ...
+    assert expand_box(xyxy, margins).tolist() == [[5, 15, 40, 60], [0, -1, 2, 11]]
+
+
+@pytest.mark.parametrize("law", ["paper", "released"])
+@pytest.mark.parametrize("theta", [0.0, 0.6, 1.2])
+def test_margins_are_never_negative_and_never_sum_above_theta(law, theta):
+    margins = random_margins(np.random.default_rng(0), 20_000, theta, law)
+    assert margins.shape == (20_000, 4)
+    assert margins.min() >= 0
+    for axis in (0, 1):
+        total = margins[:, axis] + margins[:, axis + 2]
+        assert total.max() <= theta + 1e-12
+        if theta:
+            assert total.max() > 0.95 * theta  # the bound is reached
+            assert total.min() < 0.05 * theta
+
+
+@pytest.mark.parametrize(("law", "p5", "p95"), [("paper", 1.03, 1.57), ("released", 1.07, 1.53)])
+def test_crop_over_box_has_the_published_mean_and_quantiles(law, p5, p95):
+    margins = random_margins(np.random.default_rng(1), 200_000, 1.2, law)
+    for axis in (0, 1):
+        ratio = 1 + (margins[:, axis] + margins[:, axis + 2]) / 2
+        assert ratio.mean() == pytest.approx(1.30, abs=0.002)
+        assert np.quantile(ratio, 0.05) == pytest.approx(p5, abs=0.01)
+        assert np.quantile(ratio, 0.95) == pytest.approx(p95, abs=0.01)
+
+
+@pytest.mark.parametrize("law", ["paper", "released"])
+def test_both_axes_and_both_sides_are_drawn_alike(law):
+    margins = random_margins(np.random.default_rng(2), 100_000, 1.2, law)
+    assert margins.mean(axis=0) == pytest.approx([0.3] * 4, abs=0.004)
+    assert abs(np.corrcoef(margins[:, 0], margins[:, 1])[0, 1]) < 0.02  # the axes are strangers
+
+
+def test_released_sides_are_gated_against_each_other():
+    margins = random_margins(np.random.default_rng(3), 100_000, 1.2, "released")
+    # u1 g and u2 (1 - g): covariance 1.44 * 0.25 * (E[g(1-g)] - 0.25) = 0.36 * (1/6 - 1/4) = -0.03
+    assert np.cov(margins[:, 0], margins[:, 2])[0, 1] == pytest.approx(-0.03, abs=0.002)
+
+
+def test_paper_total_is_uniform():
+    margins = random_margins(np.random.default_rng(4), 100_000, 1.2, "paper")
+    total = margins[:, 1] + margins[:, 3]
+    for share in (0.1, 0.5, 0.9):
+        assert (total < 1.2 * share).mean() == pytest.approx(share, abs=0.01)
+
+
+def test_margins_repeat_with_the_seed():
+    first, again, other = (
+        random_margins(np.random.default_rng(seed), 5, 1.2, "paper") for seed in (7, 7, 8)
+    )
+    assert (first == again).all()
+    assert (first != other).any()
+
+
+@pytest.mark.parametrize(
+    ("area", "size"),
+    [(0, 0), (1023.999, 0), (1024, 1), (1024.001, 1), (9215.999, 1), (9216, 2), (1e9, 2)],
+)
+def test_size_classes_are_half_open(area, size):
+    assert size_class(np.array([area])).tolist() == [size]
+    assert size_class(np.array(area, dtype=np.float32)).item() == size_class(np.float32(area))
+
+
+def test_roi_frame_maps_the_roi_to_the_unit_square():
+    roi = np.array([[10, 20, 30, 60], [-5, 0, 5, 4]])
+    xyxy = np.array([[10.0, 20.0, 30.0, 60.0], [0.0, 1.0, 2.5, 5.0]])
+    # second: (0 + 5) / 10, 1 / 4, 7.5 / 10, 5 / 4
+    assert roi_frame(xyxy, roi).tolist() == [[0, 0, 1, 1], [0.5, 0.25, 0.75, 1.25]]

@@ -1,0 +1,70 @@
+"""Tables for the terminal."""
+
+import io
+
+from rich.console import Console
+
+from malcli.report.tables import eval_tables, label_table, spread
+
+SIZES = {"all": 0.7123, "small": None, "medium": 0.6, "large": 0.8}
+IOU = {
+    "miou": SIZES,
+    "category_miou": SIZES,
+    "dice": SIZES,
+    "boundary_iou": SIZES,
+    "iou_over": {"0.5": 0.9, "0.75": 0.5, "0.9": 0.1},
+}
+COUNTS = {"instances": 40, "paired": 38, "missing": 2, "unmatched": 1, "crowd": 3}
+
+
+def text_of(table):
+    out = io.StringIO()
+    Console(file=out, width=140).print(table)
+    return out.getvalue()
+
+
+def test_eval_shows_masks_and_baselines_by_size_with_counts():
+    result = IOU | {
+        "ap": {"AP": 0.5, "APs": None},
+        "box_ap": None,
+        "baselines": {"box": IOU, "ellipse": IOU},
+        "counts": COUNTS,
+        "intervals": {"miou": {"all": [0.69, 0.73]}},
+        "retention": {"AP": {"value": 94.4, "low": 90.0, "high": 97.0}},
+    }
+    text = text_of(eval_tables(result))
+    assert "0.712" in text
+    assert "0.690–0.730" in text
+    assert "filled box" in text
+    assert "40 instances: 38 paired, 2 missing" in text
+    assert "94.4" in text
+    assert "90.0–97.0" in text
+
+
+def test_eval_of_a_results_list_shows_ap_alone():
+    result = dict.fromkeys([*IOU, "baselines", "counts", "intervals", "box_ap"])
+    text = text_of(eval_tables(result | {"ap": {"AP": 0.25}, "retention": None}))
+    assert "0.250" in text
+    assert "filled box" not in text
+
+
+def test_label_shows_statuses_rate_and_seconds():
+    summary = {
+        "counts": {"ok": 90, "empty": 9, "skipped:crowd": 1},
+        "boxes_per_s": 12.34,
+        "seconds": {"network": 9.0, "decode": 1.0},
+        "peak_memory_mb": 512.0,
+        "out": "masks.json",
+    }
+    text = text_of(label_table(summary))
+    for part in ("skipped:crowd", "90.0 %", "12.3 boxes/s", "512 MB", "90 %", "masks.json"):
+        assert part in text
+
+
+def test_nothing_labelled_is_shown_without_dividing_by_zero():
+    summary = {"counts": {}, "boxes_per_s": None, "seconds": {}, "out": None}
+    assert "0.0 boxes/s" in text_of(label_table(summary))
+
+
+def test_an_undefined_interval_is_blank():
+    assert spread(None) == ""

@@ -1,0 +1,154 @@
+"""The import layers, read from the source with `ast`: nothing is imported here."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "malcli"
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.name not in ("__init__.py", "__main__.py")
+}
+
+# Downwards only; names on one line are strangers to each other.
+LINES = (
+    ("cli", "api"),
+    ("engine",),
+    ("report",),
+    ("data", "model", "losses", "metrics"),
+    ("geometry",),
+    ("config", "records", "files"),
+    ("settings",),
+    ("errors",),
+)
+LEVEL = {name: level for level, line in enumerate(LINES) for name in line}
+
+# Inside a package, who may import whom ...
+COMMANDS = ("convert", "demo", "doctor", "eval", "fit", "label")
+FORMATS = ("coco", "lvis", "objects365", "openimages", "parquet", "yolo")
+SIBLINGS = {f"cli.{name}": "options output" for name in COMMANDS} | {
+    "cli.main": " ".join(COMMANDS) + " output",
+    "data.formats": " ".join(FORMATS) + " index",
+    "data.lvis": "coco",
+    "data.sizes": "cache",
+    "data.objects365": "coco",
+    "data.rois": "images",
+    "data.training": "images rois augment",
+    "model.labeler": "encoders decoders",
+    "model.checkpoint": "labeler",
+    "model.released": "labeler encoders decoders",
+    "losses.mil": "dice",
+    "losses.crf": "dice",
+    "engine.fit": "evaluate launch runs trainer",
+    "engine.trainer": "objective schedule runs launch",
+    "engine.label": "inference jobs launch parts review survey",
+    "engine.inference": "jobs launch parts predictor survey",
+    "engine.predictor": "launch",
+    "engine.launch": "doctor",
+    "engine.jobs": "parts runs",
+    "engine.evaluate": "instances label",
+    "engine.demo": "fit label evaluate",
+    "report.html": "plots tables",
+}
+# ... and what everyone in the package may.
+SHARED = {"data.checks", "data.columns", "data.index", "data.stream", "engine.signals",
+          "metrics.pairing"}  # fmt: skip
+
+TORCH_ALLOWED = re.compile(
+    r"data\.(rois|augment|training)|model\..*|losses\..*"
+    r"|engine\.(fit|trainer|objective|schedule|runs|label|inference|predictor|students|launch|doctor|demo|attention)"
+)
+
+
+def imported(path: Path) -> set[str]:
+    """Return the dotted names that a file imports anywhere, also inside functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def own_imports(path: Path) -> set[str]:
+    """Return the malcli modules that a file imports, as keys of MODULES."""
+    own = {name.removeprefix("malcli.") for name in imported(path) if name.startswith("malcli.")}
+    found = {name for name in own if name in MODULES}
+    found |= {name.rpartition(".")[0] for name in own if name.rpartition(".")[0] in MODULES}
+    return found
+
+
+def roots(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imported(path)}
+
+
+def test_every_module_belongs_to_a_layer():
+    assert {name.partition(".")[0] for name in MODULES} <= set(LEVEL)
+    assert len(MODULES) > 20
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_module_imports_only_lower_layers_and_named_siblings(name):
+    package = name.partition(".")[0]
+    siblings = {f"{package}.{leaf}" for leaf in SIBLINGS.get(name, "").split()}
+    for other in own_imports(MODULES[name]):
+        theirs = other.partition(".")[0]
+        if theirs == package and "." in name:
+            assert other in SHARED | siblings, f"{name} imports its sibling {other}"
+        else:
+            assert LEVEL[package] < LEVEL[theirs], f"{name} imports {other}"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    waiting = {name: own_imports(path) for name, path in MODULES.items()}
+    while free := [name for name, needs in waiting.items() if not needs & waiting.keys()]:
+        for name in free:
+            del waiting[name]
+    assert not waiting
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_torch_and_its_friends_stay_in_their_modules(name):
+    heavy = roots(MODULES[name]) & {"torch", "torchvision", "timm", "accelerate", "transformers"}
+    if not TORCH_ALLOWED.fullmatch(name):
+        assert not heavy
+    if not name.startswith("engine."):
+        assert "accelerate" not in heavy
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_nothing_that_runs_code_from_a_file(name):
+    text = MODULES[name].read_text("utf-8")
+    assert not roots(MODULES[name]) & {
+        "pickle",
+        "cPickle",
+        "dill",
+        "cloudpickle",
+        "joblib",
+        "shelve",
+    }
+    assert not re.search(r"weights_only\s*=\s*(?!True\b)", text)
+    assert not re.search(r"allow_pickle\s*=\s*(?!False\b)", text)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("eval", "exec", "compile", "__import__")
+
+
+def test_the_packages_import_nothing_by_themselves():
+    for path in PACKAGE.rglob("__init__.py"):
+        if path.parent != PACKAGE:
+            assert not imported(path), path
+
+
+def test_no_module_is_named_after_nothing():
+    assert not {name.rpartition(".")[2] for name in MODULES} & {
+        "utils",
+        "helpers",
+        "common",
+        "misc",
+    }

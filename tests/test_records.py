@@ -1,0 +1,85 @@
+import json
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from malcli.data.coco import read_coco
+from malcli.records import (
+    Problems,
+    category_names,
+    group_by_image,
+    records_of,
+    to_records,
+    xywh_of,
+)
+
+
+@given(st.lists(st.integers(-1, 5), max_size=40))
+def test_grouping_equals_a_loop_over_images(image):
+    rows = np.array(image, dtype=np.int32)
+    order, starts = group_by_image(rows, 6)
+    for number in range(6):
+        expected = [row for row, value in enumerate(image) if value == number]
+        assert order[starts[number] : starts[number + 1]].tolist() == expected
+    assert order[starts[-1] :].tolist() == [row for row, v in enumerate(image) if v == -1]
+
+
+def test_problems_keep_ten_examples_and_every_count():
+    problems = Problems()
+    for number in range(25):
+        problems.add("bad-box", f"annotation {number}")
+    assert problems.counts == {"bad-box": 25}
+    assert problems.examples["bad-box"] == [f"annotation {number}" for number in range(10)]
+
+
+def test_a_malformed_box_is_nan():
+    column = pa.chunked_array([pa.array([[1.0, 2, 3, 4], None], pa.list_(pa.float64(), 4))])
+    xywh = xywh_of(column)
+    assert xywh[0].tolist() == [1, 2, 3, 4]
+    assert np.isnan(xywh[1]).all()
+    assert xywh_of(column.slice(1)).shape == (1, 4)
+
+
+def test_extra_overrides_columns():
+    columns = pa.table(
+        {
+            "id": [1, 2],
+            "iscrowd": pa.array([1, None], pa.int8()),
+            "extra": ['{"iscrowd":true,"x":null}', None],
+        }
+    )
+    assert to_records(columns) == [{"id": 1, "iscrowd": True, "x": None}, {"id": 2}]
+
+
+def test_category_names_leave_out_what_is_no_category():
+    header = {"categories": [{"id": 1, "name": "cat"}, {"id": 2}, {"name": "x"}, 5, {"id": "7"}]}
+    assert category_names(header) == {1: "cat", 2: "2"}
+    assert category_names({"categories": 3}) == category_names({}) == {}
+
+
+def test_records_and_boxes_of_some_rows_come_in_their_order(tmp_path):
+    annotations = [
+        {"id": n, "image_id": n % 2, "category_id": 1, "bbox": [n, 0.5, 2, 2]} for n in range(6)
+    ]
+    images = [{"id": n, "file_name": f"{n}.png", "height": 9, "width": 9} for n in range(2)]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations}))
+    table = read_coco(path)
+    rows = np.array([4, 1])
+    assert records_of(table, rows) == [annotations[4], annotations[1]]
+    assert records_of(table) == annotations
+    assert table.xywh(rows).tolist() == [[4, 0.5, 2, 2], [1, 0.5, 2, 2]]
+    assert [(each.image, each.rows.tolist()) for each in table.by_image()] == [
+        (0, [0, 2, 4]),
+        (1, [1, 3, 5]),
+    ]
+    table.release()
+    copy = pickle.loads(pickle.dumps(table))
+    copy.release()
+    assert records_of(copy) == records_of(table) == annotations
+    with pytest.raises(ValueError, match="read-only"):  # columns are mapped from disk, not copied
+        table.boxes["id"].chunk(0).to_numpy()[0] = 7

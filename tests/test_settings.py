@@ -1,0 +1,171 @@
+import dataclasses
+import tomllib
+import typing
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from malcli.config import ConvertConfig, DemoConfig, EvalConfig, FitConfig, LabelConfig
+from malcli.errors import ConfigError
+from malcli.settings import (
+    PRESETS,
+    nearest,
+    parse_thresholds,
+    resolve,
+    to_plain,
+    to_toml,
+    value_type,
+)
+
+KINDS = {
+    "fit": FitConfig,
+    "label": LabelConfig,
+    "eval": EvalConfig,
+    "convert": ConvertConfig,
+    "demo": DemoConfig,
+}
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_flag_beats_recipe_and_recipe_beats_default(tmp_path):
+    recipe = write(tmp_path / "r.toml", 'command = "fit"\ndata = "a.json"\nepochs = 3\nlr = 1')
+    resolved = resolve(FitConfig, {"epochs": 5, "theta": None}, recipe, "fit")
+    assert (resolved.config.epochs, resolved.config.lr, resolved.config.theta) == (5, 1.0, 1.2)
+    origins = [resolved.origin[name] for name in ("epochs", "lr", "theta")]
+    assert origins == ["flag", f"recipe {recipe}", "default"]
+
+
+def test_defaults_are_those_of_the_paper():
+    """Sec. 3.1 and 4.2 and Tab. 5 of the paper."""
+    config = FitConfig(data=Path("boxes.json"))
+    assert (config.epochs, config.batch_size, config.crop_size, config.theta) == (10, 4, 512, 1.2)
+    assert (config.lr, config.beta1, config.beta2) == (1.5e-6, 0.9, 0.9)
+    assert (config.teacher_momentum, config.mil_weight, config.crf_weight) == (0.996, 4.0, 0.5)
+    assert (config.encoder, config.decoder) == ("vit_mae_base", "attention")
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("command", ["fit", "label"])
+def test_every_preset_resolves(name, command):
+    required = {"fit": "data", "label": "boxes"}[command]
+    resolved = resolve(KINDS[command], {required: "x.json"}, name, command)
+    for key, value in PRESETS[name][command].items():
+        assert getattr(resolved.config, key) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('command = "fit"\nepohcs = 3', ["epohcs", "did you mean 'epochs'?"]),
+        ('command = "label"', ["label", "fit"]),
+        ("epochs = 3", ["command"]),
+        ("epochs = ", ["TOML"]),
+        ('command = "fit"\nepochs = "many"', ["--epochs", "int"]),
+        ('command = "fit"\nepochs = true', ["--epochs", "int"]),
+        ('command = "fit"\nstrict = 1', ["--strict", "bool"]),
+        ('command = "fit"\nepochs = 0', ["--epochs", "below 1"]),
+        ('command = "fit"\ntheta = 11.0', ["--theta", "above 10"]),
+        ('command = "fit"\nlr = nan', ["--lr", "finite"]),
+        ('command = "fit"\nlr = inf', ["--lr", "finite"]),
+        ('command = "fit"\ndecoder = "atention"', ["'atention'", "did you mean 'attention'?"]),
+        ('command = "fit"\ndecoder = ["attention"]', ["--decoder"]),
+        ('command = "fit"\nout = ""', ["--out", "empty"]),
+        ('command = "fit"\n[model]\nencoder = "x"', ["unknown key 'model'"]),
+    ],
+)
+def test_bad_recipe_is_one_line_that_names_the_fault(tmp_path, text, words):
+    recipe = write(tmp_path / "r.toml", text)
+    with pytest.raises(ConfigError) as error:
+        resolve(FitConfig, {"data": "a.json"}, recipe, "fit")
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_missing_recipe_names_the_nearest_preset():
+    with pytest.raises(ConfigError, match="did you mean 'released'"):
+        resolve(FitConfig, {"data": "a.json"}, "relaesed", "fit")
+
+
+def test_recipe_that_is_a_folder_or_not_utf8_is_a_config_error(tmp_path):
+    (tmp_path / "r.toml").write_bytes(b"\xff\xfe")
+    for recipe in (tmp_path, tmp_path / "r.toml"):
+        with pytest.raises(ConfigError, match="not a readable TOML"):
+            resolve(FitConfig, {"data": "a.json"}, str(recipe), "fit")
+
+
+def test_unknown_keyword_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'checkpoint'"):
+        resolve(LabelConfig, {"boxes": "a.json", "chekpoint": "x"}, None, "label")
+
+
+def test_required_setting_may_come_from_the_recipe(tmp_path):
+    with pytest.raises(ConfigError, match="--boxes is required"):
+        resolve(LabelConfig, {}, None, "label")
+    recipe = write(tmp_path / "r.toml", 'command = "label"\nboxes = "a.json"')
+    assert resolve(LabelConfig, {}, recipe, "label").config.boxes == Path("a.json")
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_every_default_obeys_its_own_checks(kind):
+    required = {
+        item.name: "x" for item in dataclasses.fields(kind) if item.default is dataclasses.MISSING
+    }
+    given_back = {
+        item.name: item.default for item in dataclasses.fields(kind) if item.name not in required
+    }
+    plain = resolve(kind, required, None).config
+    assert resolve(kind, {**required, **given_back}, None).config == plain
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_every_setting_has_help_and_a_plain_type(kind):
+    hints = typing.get_type_hints(kind)
+    for item in dataclasses.fields(kind):
+        assert len(item.metadata["help"]) > 5, item.name
+        assert value_type(hints[item.name]) in (int, float, str, bool, Path), item.name
+
+
+@given(
+    st.builds(
+        FitConfig,
+        data=st.text(min_size=1).map(Path),
+        weights=st.none() | st.text(st.characters(codec="utf-8")),
+        lr=st.floats(0, 1),
+        epochs=st.integers(1, 10**9),
+        keep_crowd=st.booleans(),
+    )
+)
+def test_toml_of_a_config_reads_back_as_the_same_config(config):
+    values = tomllib.loads(to_toml(config, "fit"))
+    assert values.pop("command") == "fit"
+    assert resolve(FitConfig, values, None, "fit").config == config
+
+
+def test_plain_values_leave_out_what_is_not_set():
+    plain = to_plain(ConvertConfig(src=Path("a"), dst=Path("b"), to="yolo"))
+    assert plain == {"src": "a", "dst": "b", "to": "yolo", "overwrite": False}
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("0.5", (0.5, 0.5, 0.5)), ("0.4,0.5,0.6", (0.4, 0.5, 0.6)), ("0", (0,) * 3)],
+)
+def test_thresholds_are_one_number_or_three(text, wanted):
+    assert parse_thresholds(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["", "x", "1", "-0.1", "0.1,0.2", "nan", "0.1,0.2,0.3,0.4"])
+def test_bad_thresholds_are_refused(text):
+    with pytest.raises(ConfigError, match="--threshold"):
+        parse_thresholds(text)
+
+
+def test_nearest_says_nothing_about_words_unlike_any():
+    assert nearest("zzzz", ["epochs"]) == ""
