@@ -249,6 +249,12 @@ class FitConfig(ImageConfig):
     mil_ramp: int = setting(
         1000, "Steps over which the MIL weight rises, first epoch.", panel=LOSS, source=SPEC, low=0
     )
+    outside_weight: float = setting(
+        0.0,
+        "Weight of -log(1 - p) over the cells outside the box (0: the paper's losses alone).",
+        panel=LOSS,
+        low=0.0,
+    )
     crf_weight: float = setting(0.5, "Weight of the CRF loss.", panel=LOSS, source=PAPER, low=0.0)
     crf_ramp: int = setting(
         4000, "Steps over which the CRF weight rises, first epoch.", panel=LOSS, source=SPEC, low=0
@@ -318,7 +324,11 @@ class LabelConfig(ImageConfig):
         choices=("student", "teacher", "mean"),
     )
     tta: str = setting(
-        "none", "Test-time augmentation: mean of logits.", panel=LABEL, choices=("none", "flip")
+        "flip",
+        "Test-time augmentation: mean of the logits of both views; none: half the network's work.",
+        panel=LABEL,
+        source="measured: recipes/coco_dev_deit_tiny_cpu.toml",
+        choices=("none", "flip"),
     )
     refine: str = setting(
         "none", "Mean field at crop resolution.", panel=LABEL, choices=("none", "crf")
@@ -333,10 +343,10 @@ class LabelConfig(ImageConfig):
         None, "Side of the network input, pixels (default: the checkpoint's).", panel=LABEL
     )
     margin: float = setting(
-        0.6,
-        "Context around the box, in halves of the box, both sides together (mal_spec 1.3).",
+        0.4,
+        "Context around the box, in halves of the box, both sides together (released code: 0.6).",
         panel=LABEL,
-        source=SPEC,
+        source="measured: recipes/coco_dev_deit_tiny_cpu.toml",
         low=0.0,
         high=10.0,
     )
@@ -381,14 +391,31 @@ class EvalConfig(ImageConfig):
 class ConvertConfig:
     """Settings of `malcli convert`."""
 
-    src: Path = setting(help="File to read.", panel=DATA)
-    dst: Path = setting(help="File to write.", panel=DATA)
+    src: Path = setting(help="File to read, or the folder of a YOLO data set.", panel=DATA)
+    dst: Path = setting(help="File to write, or the folder of a YOLO data set.", panel=DATA)
+    images: Path | None = setting(
+        None, "Image folder, for sizes and links (default: looked up beside SRC).", panel=DATA
+    )
     from_: str | None = setting(
         None, "Format of SRC (default: recognised).", panel=DATA, choices=FORMATS
     )
     to: str | None = setting(
         None, "Format of DST (default: from its suffix).", panel=DATA, choices=FORMATS
     )
+    rle: str | None = setting(
+        None,
+        "Form of the masks (default: as they are).",
+        panel=OUTPUT,
+        choices=("compressed", "uncompressed", "polygon"),
+    )
+    contiguous_ids: bool = setting(
+        False, "Number the categories from 1 without gaps, in the order of their ids.", panel=OUTPUT
+    )
+    drop_unlabelled: bool = setting(False, "Leave out records without a mask.", panel=OUTPUT)
+    min_score: float | None = setting(
+        None, "Leave out records with a lower score.", panel=OUTPUT, low=0, high=1
+    )
+    boxes_only: bool = setting(False, "Leave out the masks and their areas.", panel=OUTPUT)
     overwrite: bool = setting(False, "Replace DST.", panel=OUTPUT)
 
 

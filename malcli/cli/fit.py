@@ -2,14 +2,17 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from malcli.cli.options import Common, add_command
-from malcli.cli.output import print_json, print_values, run_engine, show
+from malcli.cli.output import print_json, print_rich, run_engine, show, start_processes
 from malcli.config import FitConfig
 from malcli.settings import read_recipe, resolve, to_plain
+
+if TYPE_CHECKING:
+    from malcli.engine.fit import FitResult
 
 EXPLAIN = "Print every setting with its value, origin and source, and stop."
 
@@ -25,9 +28,17 @@ def run(values: dict[str, Any], common: Common) -> None:
         explain(values, common)
         return
     config = resolve(FitConfig, values, common.recipe, "fit").config
+    start_processes(config, together=True)
     from malcli.engine.fit import fit
 
-    show(run_engine(lambda: fit(config), common.quiet), common.json, print_values)
+    show(run_engine(lambda: fit(config), common.quiet), common.json, print_fit)
+
+
+def print_fit(result: "FitResult") -> None:
+    """Print where the time went, the last losses and, with `--val`, the scores."""
+    from malcli.report.tables import fit_table
+
+    print_rich(fit_table(result.to_json()))
 
 
 def explain(values: dict[str, Any], common: Common) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from malcli.cli.options import Common, add_command
-from malcli.cli.output import print_rich, run_engine, show
+from malcli.cli.output import print_rich, run_engine, show, start_processes
 from malcli.config import LabelConfig
 from malcli.settings import resolve
 
@@ -21,6 +21,8 @@ def register(app: typer.Typer) -> None:
 def run(values: dict[str, Any], common: Common) -> None:
     """Make a mask for every box."""
     config = resolve(LabelConfig, values, common.recipe, "label").config
+    if not (config.dry_run or config.merge):
+        start_processes(config, together=False)
     from malcli.engine.label import label
 
     show(run_engine(lambda: label(config), common.quiet), common.json, print_label)

@@ -7,6 +7,9 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+import typer
+
+from malcli.config import ImageConfig
 from malcli.report import progress
 
 if TYPE_CHECKING:
@@ -27,14 +30,37 @@ AnyResult = TypeVar("AnyResult", bound=Result)
 
 
 def run_engine(work: Callable[[], AnyResult], quiet: bool) -> AnyResult:
-    """Run an engine function with stdout kept free of what libraries print."""
-    progress.set_quiet(quiet)
+    """Run an engine function with stdout kept free of what libraries print.
+
+    Of several processes of a job, only the first shows progress.
+    """
+    progress.set_quiet(quiet or not is_first())
     with stdout_kept():
         return work()
 
 
+def is_first() -> bool:
+    """Return whether this is the first, or the only, process of a job."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def start_processes(config: ImageConfig, together: bool) -> None:
+    """Run the command in `num_processes` processes, where that is wanted, and exit with them.
+
+    Args:
+        config: Its `num_processes`; processes that have a rank are left alone.
+        together: One that fails ends the others too.
+    """
+    if config.num_processes > 1 and "RANK" not in os.environ:
+        from malcli.engine.launch import start_processes as start
+
+        raise typer.Exit(start(config.num_processes, sys.argv[1:], together))
+
+
 def show(result: AnyResult, as_json: bool, table: Callable[[AnyResult], None]) -> None:
-    """Print a result on stdout, as one JSON object or for people."""
+    """Print a result on stdout, as one JSON object or for people; once for all processes."""
+    if not is_first():
+        return
     if as_json:
         print_json(result.to_json())
     else:

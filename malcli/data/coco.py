@@ -12,7 +12,13 @@ from typing import IO, Any
 import pyarrow as pa
 
 from malcli.data.checks import short
-from malcli.data.columns import bounded_json, encode_json, take_boxes, take_images
+from malcli.data.columns import (
+    bounded_json,
+    encode_json,
+    parse_boxes,
+    take_boxes,
+    take_images,
+)
 from malcli.data.index import ROWS, Spooled, build_table, spool
 from malcli.data.stream import JsonText, open_regular
 from malcli.errors import DataFormatError
@@ -79,7 +85,11 @@ def _check_root(path: Path, text: JsonText) -> None:
 def _batches(path: Path, text: JsonText, key: str) -> Iterator[pa.RecordBatch]:
     """Yield the columns of a list of records."""
     begin = 0
-    for batch in text.batches(ROWS):
+    for batch in text.batches(ROWS, parse_boxes if key == "annotations" else None):
+        if isinstance(batch, pa.RecordBatch):
+            begin += batch.num_rows
+            yield batch
+            continue
         for row, record in enumerate(batch, begin):
             if type(record) is not dict:
                 raise DataFormatError(path, "is not an object; correct it", f"{key}[{row}]")

@@ -3,43 +3,70 @@
 A new format is one file beside this one and a line in each table below.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from malcli.data.cache import cached
 from malcli.data.coco import read_coco, write_coco
 from malcli.data.index import BATCHES_KEPT, build_table, spool
-from malcli.data.parquet import read_parquet, write_parquet
+from malcli.data.lvis import read_lvis, write_lvis
+from malcli.data.objects365 import read_objects365, write_objects365
+from malcli.data.openimages import read_openimages
+from malcli.data.openimages_write import files_of, write_openimages
+from malcli.data.parquet import images_path, read_parquet, write_parquet
 from malcli.data.stream import open_regular
+from malcli.data.yolo import read_yolo
+from malcli.data.yolo_write import folder_of, write_yolo
 from malcli.errors import ConfigError, DataFormatError
-from malcli.records import BoxTable, Record, category_names
+from malcli.records import BoxTable, category_names
 from malcli.settings import nearest
 
 Entry = TypeVar("Entry")
-Reader = Callable[[Path], BoxTable]
-Writer = Callable[[Path, BoxTable, Iterable[list[Record]]], int]
+Reader = Callable[..., BoxTable]  # (path), or (path, images) where sizes come from headers
+Writer = Callable[..., int]  # (path, table, batches of records); the folders of EXPORTS take more
 
-SUFFIXES = {".json": "coco", ".parquet": "parquet", ".csv": "openimages", ".yaml": "yolo"}
+SUFFIXES = {
+    ".json": "coco",
+    ".parquet": "parquet",
+    ".csv": "openimages",
+    ".yaml": "yolo",
+    ".yml": "yolo",
+}
 HEAD = 4096  # bytes that tell a format
+EDGES = (1 << 16, 1 << 20)  # bytes at the start and the end that tell whose JSON it is
+JSON_FORMATS = ("coco", "lvis", "objects365")
+SIZELESS = ("openimages", "yolo")  # they state no image sizes
+EXPORTS = ("openimages", "yolo")  # writers that leave things out, and count them
+
+_LVIS = re.compile(rb'"(?:neg_category_ids|not_exhaustive_category_ids)"\s*:')
+_OBJECTS365 = re.compile(rb'"(?:isfake|isreflected)"\s*:|objects365_v[12]_|"obj365_')
 
 
-def open_boxes(path: Path, format: str | None = None) -> BoxTable:
-    """Read an annotation file.
+def open_boxes(path: Path, format: str | None = None, images: Path | None = None) -> BoxTable:
+    """Read an annotation file, or what the cache kept of it.
 
     Args:
-        path: The file.
+        path: The file, or the folder of a YOLO data set.
         format: Its format's name; None: recognised from content.
+        images: The image folder, for formats that state no sizes; None: looked up.
 
     Raises:
-        ConfigError: The format has no reader yet.
+        ConfigError: The format is unknown.
         DataFormatError: The file cannot be understood.
+        MissingImageError: The format states no sizes, and none of the images is there.
     """
-    return reader_of(format or recognise(path))(path)
+    name = format or recognise(path)
+    read = reader_of(name)
+    if name in SIZELESS:
+        return read(path, images)
+    return cached(path, name, lambda: read(path)) if name in JSON_FORMATS else read(path)
 
 
 def recognise(path: Path) -> str:
@@ -48,15 +75,16 @@ def recognise(path: Path) -> str:
     Raises:
         DataFormatError: Missing, unreadable, or none of the formats.
     """
-    if path.is_dir() and any(path.glob("*.yaml")):
+    if path.is_dir() and (any(path.glob("*.yaml")) or any(path.glob("*.yml"))):
         return "yolo"
     with open_regular(path) as file:
         head = file.read(HEAD)
+        kind = _whose_json(file)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if head.startswith(b"PAR1"):
         return "parquet"
     if text[:1] in (b"{", b"[", b""):
-        return "coco"
+        return kind
     line = text.splitlines()[0]
     if b"ImageID" in line and b"XMin" in line:
         return "openimages"
@@ -67,6 +95,27 @@ def recognise(path: Path) -> str:
     raise DataFormatError(path, "is no annotation file that malcli knows; name it with --format")
 
 
+def _whose_json(file: BinaryIO) -> str:
+    """Return whose habits a JSON file has, from its edges: the middle may be gigabytes away."""
+    size = file.seek(0, 2)
+    file.seek(0)
+    text = file.read(EDGES[0])
+    file.seek(max(file.tell(), size - EDGES[1]))
+    text += file.read(EDGES[1])
+    if _LVIS.search(text) or (b'"coco_url"' in text and b'"file_name"' not in text):
+        return "lvis"
+    return "objects365" if _OBJECTS365.search(text) else "coco"
+
+
+def outputs_of(path: Path, format: str) -> list[Path]:
+    """Return the files and folders that writing a format makes."""
+    if format == "parquet":
+        return [path, images_path(path)]
+    if format == "openimages":
+        return files_of(path)
+    return [folder_of(path)] if format == "yolo" else [path]
+
+
 def format_of_output(path: Path, format: str | None = None) -> str:
     """Return the format to write: the one named, or that of the suffix.
 
@@ -75,7 +124,8 @@ def format_of_output(path: Path, format: str | None = None) -> str:
     """
     if format is None and path.suffix.lower() not in SUFFIXES:
         raise ConfigError(
-            f"{path}: cannot tell the format from '{path.suffix}'; use .json or .parquet, or --to"
+            f"{path}: cannot tell the format from '{path.suffix}'; use .json, .parquet, .csv or "
+            ".yaml, or --to"
         )
     return format or SUFFIXES[path.suffix.lower()]
 
@@ -84,7 +134,7 @@ def reader_of(format: str) -> Reader:
     """Return the reader of a format.
 
     Raises:
-        ConfigError: There is none yet.
+        ConfigError: There is none.
     """
     return _of(READERS, format, "read")
 
@@ -93,7 +143,7 @@ def writer_of(format: str) -> Writer:
     """Return the writer of a format.
 
     Raises:
-        ConfigError: There is none yet.
+        ConfigError: There is none.
     """
     return _of(WRITERS, format, "write")
 
@@ -162,5 +212,19 @@ def _category_ids(table: BoxTable, categories: str) -> list[int]:
     return ids
 
 
-READERS: dict[str, Reader] = {"coco": read_coco, "parquet": read_parquet}
-WRITERS: dict[str, Writer] = {"coco": write_coco, "parquet": write_parquet}
+READERS: dict[str, Reader] = {
+    "coco": read_coco,
+    "lvis": read_lvis,
+    "objects365": read_objects365,
+    "openimages": read_openimages,
+    "parquet": read_parquet,
+    "yolo": read_yolo,
+}
+WRITERS: dict[str, Writer] = {
+    "coco": write_coco,
+    "lvis": write_lvis,
+    "objects365": write_objects365,
+    "openimages": write_openimages,
+    "parquet": write_parquet,
+    "yolo": write_yolo,
+}

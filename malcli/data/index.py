@@ -95,8 +95,11 @@ class ImageRows:
     def find(self, ids: pa.ChunkedArray) -> NDArray[np.int32]:
         """Return the image row of each id, (N,); -1 if unknown or null."""
         if self._is_text:
-            rows = (self._by_text.get(text, -1) for text in ids.to_pylist())
-            return np.fromiter(rows, dtype=np.int32, count=len(ids))
+            coded = ids.combine_chunks().dictionary_encode()  # neighbours share their image
+            rows = [self._by_text.get(text, -1) for text in coded.dictionary.to_pylist()]
+            place = pc.fill_null(coded.indices, len(rows)).to_numpy()
+            by_code: NDArray[np.int32] = np.array([*rows, -1], dtype=np.int32)
+            return np.asarray(by_code[place])
         found = np.full(len(ids), -1, dtype=np.int32)
         if self._ids.size:
             wanted = pc.fill_null(ids, 0).to_numpy()

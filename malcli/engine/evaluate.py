@@ -161,7 +161,9 @@ def read_sides(config: EvalConfig) -> Sides:
     """
     log(f"eval: reading {config.gt}")
     problems = Problems()
-    table = select(open_boxes(config.gt, config.format), config.categories, config.limit)
+    table = select(
+        open_boxes(config.gt, config.format, config.images), config.categories, config.limit
+    )
     frame = read_frame(table, config)
     human = read_human(table, frame, problems)
     if config.strict:

@@ -80,15 +80,18 @@ def fit(config: FitConfig) -> FitResult:
     threshold = parse_thresholds(config.threshold)
     device = launch.choose_device(config.device)
     precision = launch.choose_precision(config.precision, device)
+    accelerator = launch.make_accelerator(device, precision)
     run, continued = runs.choose_run(config)
-    table = select(open_boxes(config.data, config.format), config.categories, config.limit)
+    accelerator.wait_for_everyone()  # before the first process makes the folder
+    table = select(
+        open_boxes(config.data, config.format, config.images), config.categories, config.limit
+    )
     rows = _rows(config, table)
     folder = find_images(config.data, table, config.images)
     crops = TrainingCrops(table, folder, _rule(config))
     torch.manual_seed(config.seed)
     student, teacher, architecture = _networks(config, continued)
     saved = Checkpoint(student, teacher, architecture, threshold, _public(config))
-    accelerator = launch.make_accelerator(device, precision)
     if accelerator.is_main_process:
         _describe(config, table, rows, run, f"{device.type}, {precision}")
         runs.prepare_folder(run, config, hash_file(config.data), continued)

@@ -124,6 +124,8 @@ def hash_input(path: Path) -> str:
     Raises:
         DataFormatError: Missing or unreadable.
     """
+    if path.suffix in (".yaml", ".yml"):  # YOLO: the labels lie beside it
+        path = path.parent
     if path.is_dir():
         found = (one for one in path.rglob("*") if one.suffix in FOLDER_KINDS and one.is_file())
         files = sorted(found)

@@ -1,8 +1,13 @@
 """Device and precision, and processes through Accelerate."""
 
+import contextlib
 import os
+import socket
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+import time
+from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
@@ -10,9 +15,12 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
 from malcli.engine.doctor import auto_precision, unsupported_gpu_message
+from malcli.engine.signals import StopFlag
 from malcli.errors import ConfigError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+POLL_SECONDS = 0.1
+END_SECONDS = 10.0
 ACCELERATE_NAMES = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 
 
@@ -65,34 +73,85 @@ def make_accelerator(device: torch.device, precision: str) -> Accelerator:
     )
 
 
-def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether accelerate launch, torchrun or malcli itself started this process."""
-    return "RANK" in environment and "WORLD_SIZE" in environment
+def start_processes(count: int, arguments: Sequence[str], together: bool) -> int:
+    """Run a command in `count` local processes and return its exit code.
 
-
-def start_processes(count: int, arguments: Sequence[str]) -> None:
-    """Replace this process by `count` local ones that run the same command.
+    Each gets its rank in the environment, as torchrun and accelerate launch give it. Only the
+    first one's stderr is shown; another's is shown if it alone fails.
 
     Args:
         count: Number of processes.
         arguments: The command line after `malcli`.
+        together: One that fails ends the others too, for work with collectives.
     """
-    python = sys.executable
-    launcher = [
-        python,
-        "-m",
-        "accelerate.commands.launch",
-        "--num_processes",
-        str(count),
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        *([] if torch.cuda.is_available() else ["--cpu"]),
-        "-m",
-        "malcli",
-        *arguments,
-    ]
-    os.execv(python, launcher)
+    with contextlib.ExitStack() as stack, StopFlag() as stop:
+        logs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(count)]
+        port = _free_port()
+        children = [
+            subprocess.Popen(
+                [sys.executable, "-m", "malcli", *arguments],
+                env={**os.environ, **_rank_environment(rank, count, port)},
+                stderr=None if rank == 0 else logs[rank],
+                start_new_session=True,  # a terminal's Ctrl-C comes through `stop`, once
+            )
+            for rank in range(count)
+        ]
+        codes = _wait(children, stop, together)
+        failed = next((rank for rank, code in enumerate(codes) if code), 0)
+        if failed and not codes[0]:
+            logs[failed].seek(0)
+            sys.stderr.write(logs[failed].read())
+        return codes[failed] if codes[failed] >= 0 else 128 - codes[failed]
+
+
+def _rank_environment(rank: int, count: int, port: int) -> dict[str, str]:
+    """Return what tells a process its place."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(_threads_for_each(count))),
+    }
+
+
+def _threads_for_each(count: int) -> int:
+    """Return the cores that each process may compute on."""
+    return max(1, (os.cpu_count() or 1) // count)
+
+
+def _free_port() -> int:
+    """Return a TCP port of this machine that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait(children: list["subprocess.Popen[bytes]"], stop: StopFlag, together: bool) -> list[int]:
+    """Return the exit codes, the first failure's alone where it ended the others."""
+    passed_on = 0
+    while any(child.poll() is None for child in children):
+        if stop.signum and not passed_on:
+            passed_on = stop.signum
+            for child in children:
+                child.send_signal(stop.signum)
+        failed = [child.returncode for child in children if child.returncode]
+        if together and failed and not passed_on:
+            return [_end(child) if child.returncode is None else child.returncode or 0
+                    for child in children]  # fmt: skip
+        time.sleep(POLL_SECONDS)
+    return [child.returncode or 0 for child in children]
+
+
+def _end(child: "subprocess.Popen[bytes]") -> int:
+    """End a process whose partner failed; that is no failure of its own."""
+    child.terminate()
+    try:
+        child.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+    return 0

@@ -17,7 +17,7 @@ from malcli.config import FitConfig
 from malcli.data.augment import flip_where, student_view
 from malcli.data.training import RoiBatch, rectangle_mask
 from malcli.losses.crf import crf_loss, mean_field
-from malcli.losses.mil import mil_loss
+from malcli.losses.mil import mil_loss, outside_loss
 from malcli.model.labeler import MaskLabeler
 
 
@@ -44,8 +44,8 @@ def batch_losses(
     model: nn.Module,
     autocast: Callable[[], AbstractContextManager[None]],
     watch: Stopwatch,
-) -> tuple[Tensor, Tensor]:
-    """Return the MIL and CRF losses of a batch: means over its crops, without weights and ramps.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the MIL, CRF and outside losses of a batch: means over its crops, without weights.
 
     Args:
         config: The fit's settings.
@@ -78,7 +78,9 @@ def batch_losses(
         )
     mil_B = mil_loss(prob_Bhw, box_Bhw, config.mil_form, inside_Bhw)
     crf_B = crf_loss(prob_Bhw, refined_Bhw, inside_Bhw)
-    return (mil_B * batch.valid_B).mean(), (crf_B * batch.valid_B).mean()
+    outside_B = outside_loss(prob_Bhw, box_Bhw, inside_Bhw)
+    mil, crf, outside = ((loss_B * batch.valid_B).mean() for loss_B in (mil_B, crf_B, outside_B))
+    return mil, crf, outside
 
 
 def refine(config: FitConfig, image_BCHW: Tensor, unary_Bhw: Tensor, box_Bhw: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def write_report(
         "The surest": heapq.nlargest(SHOWN, labelled),
         "Random": [labelled[int(place)] for place in sorted(chosen)],
     }
-    table_of_input = open_boxes(config.boxes, config.format)
+    table_of_input = open_boxes(config.boxes, config.format, config.images)
     read = photo_reader(table_of_input, config.images, config.max_pixels, log)
     galleries: dict[str, list[Example]] = {
         title: draw_subjects([_subject(table, one) for one in scored], read)

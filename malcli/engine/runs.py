@@ -35,7 +35,7 @@ KEPT_STATES = 2
 FREE_SETTINGS = {
     "resume", "overwrite", "allow_world_change", "out", "epochs", "max_steps", "device",
     "num_processes", "workers", "val", "val_images", "images", "data", "log_every", "save_every",
-    "pictures_every", "val_every", "weights",
+    "pictures_every", "val_every", "weights", "threshold",
 }  # fmt: skip
 
 

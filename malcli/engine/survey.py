@@ -117,7 +117,9 @@ def open_data(config: LabelConfig) -> tuple[BoxTable, ImageFolder]:
         DataFormatError: The annotations cannot be understood.
         MissingImageError: None of the images is there.
     """
-    table = select(open_boxes(config.boxes, config.format), config.categories, config.limit)
+    table = select(
+        open_boxes(config.boxes, config.format, config.images), config.categories, config.limit
+    )
     folder = find_images(config.boxes, table, config.images)
     log(
         f"{config.boxes}: {table.boxes.num_rows} boxes in {table.images.num_rows} images; these in "

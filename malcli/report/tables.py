@@ -120,7 +120,7 @@ def _retention_table(values: Mapping[str, Mapping[str, float | None]]) -> Table:
 
 
 def label_table(summary: Mapping[str, Any]) -> RenderableType:
-    """Return what `malcli label` prints at the end.
+    """Return what `malcli label` prints at the end; a dry run has boxes only.
 
     Args:
         summary: The object of `malcli label --json`.
@@ -134,13 +134,44 @@ def label_table(summary: Mapping[str, Any]) -> RenderableType:
         counts.add_row(status, f"{boxes:,}", f"{100 * boxes / max(1, total):.1f} %")
     counts.add_section()
     counts.add_row("all", f"{total:,}", "")
-    seconds = Table(title="Where the work went")
-    for column in ("step", "seconds", "share"):
-        seconds.add_column(column, justify="left" if column == "step" else "right")
-    work = sum(summary["seconds"].values())
-    for step, spent in summary["seconds"].items():
-        seconds.add_row(step, f"{spent:.1f}", f"{100 * spent / work if work else 0:.0f} %")
+    if summary.get("out") is None:
+        return counts
     memory = summary.get("peak_memory_mb")
     line = f"{summary.get('boxes_per_s') or 0:.1f} boxes/s"
     line += f", at most {memory:.0f} MB" if memory else ""
-    return Group(counts, seconds, f"{line}: {summary.get('out')}")
+    parts: list[RenderableType] = [counts, f"{line}: {summary['out']}"]
+    if any(summary["seconds"].values()):
+        parts.insert(1, seconds_table(summary["seconds"]))
+    return Group(*parts)
+
+
+def fit_table(summary: Mapping[str, Any]) -> RenderableType:
+    """Return what `malcli fit` prints at the end.
+
+    Args:
+        summary: The object of `malcli fit --json`.
+    """
+    last = summary["last"]
+    lines = [f"{summary['steps']} steps, {summary['crops_per_s']:.1f} crops/s: {summary['run']}"]
+    if last:
+        lines.append(
+            f"loss {last['loss']:.3f} (MIL {last['loss_mil']:.3f}, CRF {last['loss_crf']:.3f}), "
+            f"at most {last['memory_mb']} MB"
+        )
+        if last["unreadable"]:
+            lines.append(f"{last['unreadable']} crops of images that could not be read")
+    parts: list[RenderableType] = [seconds_table(summary["seconds"]), *lines]
+    if summary["val"]:
+        parts.append(eval_tables(summary["val"]))
+    return Group(*parts)
+
+
+def seconds_table(seconds: Mapping[str, float]) -> Table:
+    """Return seconds by kind of work, with shares."""
+    table = Table(title="Where the time went")
+    for column in ("step", "seconds", "share"):
+        table.add_column(column, justify="left" if column == "step" else "right")
+    whole = sum(seconds.values())
+    for step, spent in seconds.items():
+        table.add_row(step, f"{spent:.1f}", f"{100 * spent / whole if whole else 0:.0f} %")
+    return table

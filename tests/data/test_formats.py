@@ -53,6 +53,29 @@ def test_formats_are_recognised_from_content(path, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("image", "annotation", "expected"),
+    [
+        ({"coco_url": "http://x/val2017/1.jpg", "file_name": "1.jpg"}, {}, "coco"),  # COCO 2017
+        ({"coco_url": "http://x/val2017/1.jpg"}, {}, "lvis"),
+        ({"neg_category_ids": [], "file_name": "a"}, {}, "lvis"),
+        ({"file_name": "images/v1/patch8/objects365_v1_00420917.jpg"}, {}, "objects365"),
+        ({"file_name": "a.jpg"}, {"isfake": 0}, "objects365"),
+        ({"file_name": "a.jpg"}, {"note": "isfake"}, "coco"),
+    ],
+)
+@pytest.mark.parametrize("fill", [0, 200_000])
+def test_the_kinds_of_coco_json_are_told_apart(tmp_path, image, annotation, expected, fill):
+    image = {"id": 1, "height": 9, "width": 9} | image
+    annotation = {"id": 1, "image_id": 1, "category_id": 4, "bbox": [1, 1, 2, 2]} | annotation
+    value = {"info": "x" * fill, "annotations": [annotation], "images": [image], "categories": []}
+    (tmp_path / "a.json").write_text(json.dumps(value))
+    assert recognise(tmp_path / "a.json") == expected
+    table = open_boxes(tmp_path / "a.json")
+    assert table.format == expected
+    assert ids(table) == [1]
+
+
+@pytest.mark.parametrize(
     ("name", "content"), [("a.txt", b"hello"), ("a.txt", b""), ("a.jpg", b"\xff\xd8\xff\xe0")]
 )
 def test_what_is_no_annotation_file_is_refused(tmp_path, name, content):
@@ -76,7 +99,7 @@ def test_a_wrong_forced_format_is_a_format_error(path):
 
 @pytest.mark.parametrize("pick", [reader_of, writer_of])
 def test_a_format_without_code_says_what_there_is(pick):
-    with pytest.raises(ConfigError, match="coco, parquet"):
+    with pytest.raises(ConfigError, match="coco, lvis, objects365, openimages, parquet, yolo"):
         pick("a format of the future")
 
 

@@ -298,7 +298,7 @@ def test_without_pred_the_boxes_of_gt_are_labelled_first(truth, scenes, tmp_path
     settings = {"gt": scenes.instances, "limit": 3, "network": "teacher", "bootstrap": 0}
     result = evaluate(EvalConfig(**settings))
     assert (asked[0].boxes, asked[0].limit, asked[0].network) == (scenes.instances, 3, "teacher")
-    assert asked[0].tta == "none"
+    assert asked[0].tta == "flip"  # the default of label
     assert not asked[0].out.exists()
     assert result.metrics["miou"]["all"] == 1
     assert (result.pred, result.checkpoint) == (None, "abc")

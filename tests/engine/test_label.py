@@ -226,15 +226,17 @@ def test_masks_equal_a_plain_loop_over_boxes(data, tiny, reference):
         image = np.asarray(Image.open(data.parent / "images" / names[one["image_id"]]))
         x, y, w, h = one["bbox"]
         x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + w, W), min(y + h, H)
-        left, right = int(np.floor(x0 - 0.15 * (x1 - x0))), int(np.ceil(x1 + 0.15 * (x1 - x0)))
-        top, bottom = int(np.floor(y0 - 0.15 * (y1 - y0))), int(np.ceil(y1 + 0.15 * (y1 - y0)))
+        left, right = int(np.floor(x0 - 0.1 * (x1 - x0))), int(np.ceil(x1 + 0.1 * (x1 - x0)))
+        top, bottom = int(np.floor(y0 - 0.1 * (y1 - y0))), int(np.ceil(y1 + 0.1 * (y1 - y0)))
         padded = cv2.copyMakeBorder(image, 99, 99, 99, 99, cv2.BORDER_REFLECT_101)
         patch = padded[top + 99 : bottom + 99, left + 99 : right + 99]
         crop = resized(patch, 64, 64, cv2.INTER_CUBIC)
         tensor = torch.from_numpy(crop).permute(2, 0, 1)[None]
         size = torch.tensor([0 if w * h < 1024 else 1 if w * h < 9216 else 2])
         with torch.no_grad():
-            prob = labeler(labeler.normalise(tensor), size).sigmoid()[0].numpy()
+            image_BCSS = labeler.normalise(tensor)
+            logits = (labeler(image_BCSS, size) + labeler(image_BCSS.flip(-1), size).flip(-1)) / 2
+            prob = logits.sigmoid()[0].numpy()
         full = np.zeros((H + 198, W + 198), np.float32)
         pasted = resized(prob, bottom - top, right - left)
         full[top + 99 : bottom + 99, left + 99 : right + 99] = pasted
@@ -736,7 +738,8 @@ def test_the_result_is_plain_values(reference, job):
     plain = json.loads(json.dumps(label(job()).to_json()))
     stages = ["read", "decode", "crop", "network", "paste", "encode", "write", "wait"]
     assert list(plain["seconds"]) == stages
-    assert all(plain["seconds"][stage] > 0 for stage in stages if stage != "wait")
+    assert all(plain["seconds"][stage] >= 0 for stage in stages)
+    assert plain["seconds"]["network"] > 0
     assert plain["boxes_per_s"] > 0
     assert plain["peak_memory_mb"] > 10
     assert plain["out"] == str(job().out)

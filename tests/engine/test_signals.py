@@ -63,7 +63,7 @@ def test_another_thread_can_open_the_flag():
 
 def test_the_command_says_what_differs_from_the_defaults():
     config = LabelConfig(
-        boxes=Path("my boxes.json"), out=Path("m.json"), strict=True, threshold="0.4", margin=0.6
+        boxes=Path("my boxes.json"), out=Path("m.json"), strict=True, threshold="0.4", margin=0.4
     )
     assert command_of(config, "label") == (
         "malcli label --strict --boxes 'my boxes.json' --out m.json --threshold 0.4"

@@ -1,10 +1,12 @@
 """MIL loss against bags written out by hand, and against finite differences."""
 
+import math
+
 import pytest
 import torch
 from torch.autograd import gradcheck
 
-from malcli.losses.mil import mil_loss
+from malcli.losses.mil import mil_loss, outside_loss
 
 PROB = torch.tensor([[[0.2, 0.9, 0.1], [0.4, 0.6, 0.3], [0.5, 0.1, 0.0]]])
 BOX = torch.tensor([[[0.0, 1.0, 0.0], [0.0, 1.0, 0.5], [0.0, 0.0, 0.0]]])
@@ -99,3 +101,29 @@ def test_gradient_reaches_the_maxima_only():
     # Maxima: columns (2,0) (0,1) (1,2); rows (0,1) (1,1) (2,0).
     touched = prob.grad[0].nonzero().tolist()
     assert touched == [[0, 1], [1, 1], [1, 2], [2, 0]]
+
+
+def test_outside_is_the_mean_surprise_of_cells_that_the_box_does_not_touch():
+    # BOX touches (0,1), (1,1) and, by half, (1,2); six cells are outside.
+    outside = [0.2, 0.1, 0.4, 0.5, 0.1, 0.0]
+    expected = sum(-math.log(1 - p) for p in outside) / 6
+    assert outside_loss(PROB, BOX).tolist() == pytest.approx([expected])
+
+
+def test_outside_ignores_cells_beyond_the_image_and_survives_having_none():
+    inside = torch.ones(1, 3, 3)
+    inside[:, :, 2] = 0
+    expected = sum(-math.log(1 - p) for p in [0.2, 0.4, 0.5, 0.1]) / 4
+    assert outside_loss(PROB, BOX, inside).tolist() == pytest.approx([expected])
+    assert outside_loss(PROB, torch.ones(1, 3, 3)).tolist() == [0.0]
+    assert torch.isfinite(outside_loss(torch.ones(1, 3, 3), torch.zeros(1, 3, 3))).all()
+
+
+def test_outside_pushes_background_down_and_leaves_the_box_alone():
+    prob = PROB.double().clamp(0.05, 0.95).requires_grad_()
+    box = BOX.double()
+    assert gradcheck(lambda p: outside_loss(p, box), (prob,))
+    outside_loss(prob, box).sum().backward()
+    assert prob.grad is not None
+    assert (prob.grad[0][box[0] > 0] == 0).all()
+    assert (prob.grad[0][box[0] == 0] > 0).all()

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from malcli.report.tables import eval_tables, label_table, spread
+from malcli.report.tables import eval_tables, fit_table, label_table, spread
 
 SIZES = {"all": 0.7123, "small": None, "medium": 0.6, "large": 0.8}
 IOU = {
@@ -62,9 +62,30 @@ def test_label_shows_statuses_rate_and_seconds():
 
 
 def test_nothing_labelled_is_shown_without_dividing_by_zero():
-    summary = {"counts": {}, "boxes_per_s": None, "seconds": {}, "out": None}
+    summary = {"counts": {}, "boxes_per_s": None, "seconds": {}, "out": "masks.json"}
     assert "0.0 boxes/s" in text_of(label_table(summary))
 
 
 def test_an_undefined_interval_is_blank():
     assert spread(None) == ""
+
+
+def test_fit_shows_time_losses_and_scores():
+    summary = {
+        "run": "runs/boxes-1",
+        "steps": 40,
+        "crops_per_s": 12.5,
+        "seconds": {"student": 3.0, "teacher": 1.0},
+        "last": {"loss": 0.5, "loss_mil": 0.1, "loss_crf": 0.2, "memory_mb": 900, "unreadable": 3},
+        "val": None,
+    }
+    text = text_of(fit_table(summary))
+    assert "75 %" in text
+    assert "40 steps, 12.5 crops/s: runs/boxes-1" in text
+    assert "3 crops of images that could not be read" in text
+
+
+def test_a_dry_run_shows_boxes_only():
+    text = text_of(label_table({"counts": {"ok": 3}, "out": None, "seconds": {"read": 1.0}}))
+    assert "ok" in text
+    assert "read" not in text
