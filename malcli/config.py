@@ -331,7 +331,11 @@ class LabelConfig(ImageConfig):
         choices=("none", "flip"),
     )
     refine: str = setting(
-        "none", "Mean field at crop resolution.", panel=LABEL, choices=("none", "crf")
+        "crf",
+        "Mean field at crop resolution.",
+        panel=LABEL,
+        source="measured: recipes/coco_dev_deit_tiny_cpu.toml",
+        choices=("none", "crf"),
     )
     threshold: str | None = setting(
         None,

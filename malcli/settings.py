@@ -71,7 +71,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "crf_image": "clean",
             "min_box_area": 0.0,
         },
-        "label": {"margin": 0.6, "tta": "none"},
+        "label": {"margin": 0.6, "tta": "none", "refine": "none"},
     },
     "released": {
         "fit": {
@@ -82,7 +82,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "teacher_start": "independent",
             "crf_image": "jittered",
         },
-        "label": {"threshold": "0.1", "margin": 0.6, "tta": "none"},
+        "label": {"threshold": "0.1", "margin": 0.6, "tta": "none", "refine": "none"},
     },
 }
 

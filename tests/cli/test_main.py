@@ -180,7 +180,9 @@ def test_closed_pipe_is_quiet(capsys, monkeypatch):
 def test_signal_ends_a_command_with_the_shells_code(signum, code):
     """A command that waits for ever, with the real handlers."""
     script = (
-        "import time, sys\n"
+        # A test run in the background is born with SIGINT ignored.
+        "import signal, time, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import malcli.cli.fit\n"
         "from malcli.cli import main\n"
         "def wait(*args):\n    print('ready', flush=True)\n    time.sleep(30)\n"
