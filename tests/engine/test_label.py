@@ -737,11 +737,12 @@ def test_strict_allows_crowd_but_no_image_that_fails_while_it_is_decoded(job, da
 
 
 def test_the_result_is_plain_values(reference, job):
-    plain = json.loads(json.dumps(label(job()).to_json()))
+    result = label(job())
+    plain = json.loads(json.dumps(result.to_json()))
     stages = ["read", "decode", "crop", "network", "paste", "encode", "write", "wait"]
     assert list(plain["seconds"]) == stages
-    assert all(plain["seconds"][stage] >= 0 for stage in stages)
-    assert plain["seconds"]["network"] > 0
+    # Before rounding: of so few boxes some stages take less than a millisecond.
+    assert all(result.seconds[stage] > 0 for stage in stages if stage != "wait")
     assert plain["boxes_per_s"] > 0
     assert plain["peak_memory_mb"] > 10
     assert plain["out"] == str(job().out)
