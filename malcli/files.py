@@ -22,8 +22,7 @@ def replacing(target: Path) -> Iterator[Path]:
         OutputError: The folder cannot be written to.
         RunError: The disk is full.
     """
-    # Random, not the process id: several hosts may share the folder.
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    temporary = beside(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -35,6 +34,14 @@ def replacing(target: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # where it could not even be made
             temporary.unlink()
+
+
+def beside(target: Path) -> Path:
+    """Return a new hidden name in the target's folder.
+
+    Random, not the process id: several hosts may share the folder.
+    """
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
 
 
 def hash_file(path: Path) -> str:

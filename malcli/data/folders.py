@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from malcli.errors import OutputError
-from malcli.files import sync, write_error
+from malcli.files import beside, sync, write_error
 
 
 @contextlib.contextmanager
@@ -21,7 +21,7 @@ def replacing_folder(target: Path) -> Iterator[Path]:
         OutputError: It cannot be written.
         RunError: The disk is full.
     """
-    made, old = (target.with_name(f".{target.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    made, old = beside(target), beside(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         made.mkdir()

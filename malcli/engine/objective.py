@@ -78,7 +78,9 @@ def batch_losses(
         )
     mil_B = mil_loss(prob_Bhw, box_Bhw, config.mil_form, inside_Bhw)
     crf_B = crf_loss(prob_Bhw, refined_Bhw, inside_Bhw)
-    outside_B = outside_loss(prob_Bhw, box_Bhw, inside_Bhw)
+    outside_B = torch.zeros_like(mil_B)
+    if config.outside_weight:
+        outside_B = outside_loss(prob_Bhw, box_Bhw, inside_Bhw)
     mil, crf, outside = ((loss_B * batch.valid_B).mean() for loss_B in (mil_B, crf_B, outside_B))
     return mil, crf, outside
 

@@ -12,7 +12,6 @@ A state is complete once its folder has its final name; the newest readable one 
 
 import contextlib
 import json
-import os
 import re
 import shutil
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 
 from malcli.config import FitConfig
 from malcli.errors import CheckpointError, ConfigError, OutputError
-from malcli.files import replacing, sync, write_error
+from malcli.files import beside, replacing, sync, write_error
 from malcli.report.progress import log
 from malcli.settings import to_plain, to_toml
 
@@ -201,9 +200,8 @@ def save_state(
         tensors |= {f"optimizer.{number}.{key}": value for key, value in values.items()}
     contents = asdict(loop) | {"scaler": scaler.state_dict() if scaler else {}}
     folder = run / "state" / f"step-{loop.step:08d}"
-    temporary = folder.with_suffix(f".{os.getpid()}.tmp")
+    temporary = beside(folder)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         save_file(plain, temporary / "tensors.safetensors")
