@@ -214,7 +214,8 @@ def save_state(
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise write_error(error, folder) from error
-    for old in _states(run)[:-KEPT_STATES]:
+    # Also what a kill left of an unfinished state: only this process writes here.
+    for old in (*_states(run)[:-KEPT_STATES], *folder.parent.glob(".step-*.tmp")):
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -252,7 +253,7 @@ def load_state(
 
 def _states(run: Path) -> list[Path]:
     """Return the complete states of a run, oldest first."""
-    return sorted(path for path in (run / "state").glob("step-*") if path.suffix != ".tmp")
+    return sorted((run / "state").glob("step-*"))
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
