@@ -107,6 +107,34 @@ class FitConfig(ImageConfig):
         "(default: pretrained, from the hub).",
         panel=MODEL,
     )
+    stem: str = setting(
+        "patch",
+        "A ViT's first layer: its own patch projection, or the four 3x3 convolutions, from random "
+        "values, of the released code.",
+        panel=MODEL,
+        source=SPEC,
+        choices=("patch", "convolutional"),
+    )
+    position: str = setting(
+        "antialiased",
+        "How a ViT's position grid is resampled: timm's way, or the released code's.",
+        panel=MODEL,
+        source=SPEC,
+        choices=("antialiased", "released"),
+    )
+    drop_path: float = setting(
+        0.0,
+        "Stochastic depth of the encoder, student only.",
+        panel=MODEL,
+        source=SPEC,
+        low=0,
+        high=0.99,
+    )
+    grad_checkpointing: bool = setting(
+        False,
+        "Recompute the encoder's activations in backward: less memory, more time.",
+        panel=MODEL,
+    )
     channels: int = setting(
         256,
         "Hidden and output channels of the decoder.",
@@ -134,6 +162,14 @@ class FitConfig(ImageConfig):
         panel=MODEL,
         source="paper, App. A.2",
     )
+    size_classes: str = setting(
+        "half-open",
+        "Size classes by box area: half-open ranges, or (released code) open ones, where areas of "
+        "exactly 1024 and 9216 get no logits.",
+        panel=MODEL,
+        source=SPEC,
+        choices=("half-open", "strict"),
+    )
 
     crop_size: int = setting(
         512, "Side of the network input, pixels.", panel=TRAIN, source=PAPER, low=32, high=4096
@@ -159,6 +195,14 @@ class FitConfig(ImageConfig):
         panel=TRAIN,
         source=SPEC,
         choices=("reflect", "wrap"),
+    )
+    box_mask: str = setting(
+        "exact",
+        "The box on the grid of the losses: the share of each cell that it covers, or (released "
+        "code) whole pixels, both ends included, wrapped round with the crop.",
+        panel=TRAIN,
+        source=SPEC,
+        choices=("exact", "inclusive"),
     )
     min_box_area: float = setting(
         2048.0, "Train on boxes above this area, square pixels.", panel=TRAIN, source=SPEC, low=0.0
@@ -199,6 +243,14 @@ class FitConfig(ImageConfig):
     )
     decoder_lr_scale: float = setting(
         1.0, "The decoder's learning rate over the encoder's.", panel=TRAIN, low=0.0
+    )
+    layer_decay: float = setting(
+        1.0,
+        "Factor on the encoder's learning rate from each layer to the one below it; 1: none.",
+        panel=TRAIN,
+        source=SPEC,
+        low=0.01,
+        high=1.0,
     )
     weight_decay: float = setting(
         5e-4, "AdamW's weight decay, on every parameter.", panel=TRAIN, source=SPEC, low=0.0
@@ -246,6 +298,13 @@ class FitConfig(ImageConfig):
         source=SPEC,
         choices=("rows+columns", "joint"),
     )
+    mil_norm: float = setting(
+        0.0,
+        "Added to the global batch size that divides the MIL loss (released code: 0.0001).",
+        panel=LOSS,
+        source=SPEC,
+        low=0.0,
+    )
     mil_ramp: int = setting(
         1000, "Steps over which the MIL weight rises, first epoch.", panel=LOSS, source=SPEC, low=0
     )
@@ -273,6 +332,12 @@ class FitConfig(ImageConfig):
         source=SPEC,
         low=0.0,
     )
+    crf_self: bool = setting(
+        True,
+        "A pixel counts among its own neighbours, with weight 1.",
+        panel=LOSS,
+        source=SPEC,
+    )
     crf_iterations: int = setting(100, "Mean-field iterations.", panel=LOSS, source=SPEC, low=0)
     crf_image: str = setting(
         "clean",
@@ -280,6 +345,13 @@ class FitConfig(ImageConfig):
         panel=LOSS,
         source=SPEC,
         choices=("clean", "jittered"),
+    )
+    loss_size: str = setting(
+        "grid",
+        "Grid that the losses see: the decoder's own, a quarter of the crop's side, or the crop's.",
+        panel=LOSS,
+        source=SPEC,
+        choices=("grid", "crop"),
     )
     threshold: str = setting(
         "0.1",
@@ -354,6 +426,14 @@ class LabelConfig(ImageConfig):
         low=0.0,
         high=10.0,
     )
+    geometry: str = setting(
+        "exact",
+        "Crops and masks by malcli's pixel rule, never outside the box, or (released code) wrapped "
+        "round the image, resized by Pillow, with masks that may leak past their box.",
+        panel=LABEL,
+        source=SPEC,
+        choices=("exact", "released"),
+    )
     min_score: float | None = setting(
         None, "Leave masks with a lower malcli_score empty.", panel=LABEL, low=0, high=1
     )
@@ -376,6 +456,35 @@ class EvalConfig(ImageConfig):
     masks: Path | None = setting(None, "Keep the masks labelled for --gt here.", panel=OUTPUT)
     oracle: Path | None = setting(
         None, "Results of the model trained on human masks: adds retention.", panel=DATA
+    )
+    clustering: bool = setting(
+        False,
+        "Clustering score of the encoder's features against the human masks (Eq. 6), nothing else.",
+        panel=MODEL,
+    )
+    attention: bool = setting(
+        False, "Draw the encoder's attention maps for chosen boxes, nothing else.", panel=MODEL
+    )
+    encoder: str | None = setting(
+        None,
+        "Encoder of --clustering and --attention, without a labeler (default: the checkpoint's).",
+        panel=MODEL,
+    )
+    weights: str | None = setting(
+        None,
+        "Local weight file of --encoder; 'none': random (default: pretrained, from the hub).",
+        panel=MODEL,
+    )
+    ids: str | None = setting(
+        None,
+        "Annotation ids that --attention draws, separated by commas (default: eight, spread).",
+        panel=DATA,
+    )
+    layers: str = setting(
+        "4,8,12",
+        "Layers that --attention draws, the first is 1.",
+        panel=MODEL,
+        source="paper, Fig. 5",
     )
     report: Path | None = setting(None, "HTML page with tables and pictures.", panel=OUTPUT)
     bootstrap: int = setting(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 SMALL_AREA = 32.0**2
 MEDIUM_AREA = 96.0**2
 SIZE_NAMES = ("small", "medium", "large")
+NO_SIZE = 3  # the released code's class of areas that are exactly a border (mal_spec 3.2)
 
 FloatArray = NDArray[np.float64]
 
@@ -37,13 +38,18 @@ def round_outward(xyxy: FloatArray) -> NDArray[np.int64]:
     return np.concatenate([low, high], axis=-1).astype(np.int64)
 
 
-def size_class(area: NDArray[np.floating]) -> NDArray[np.int64]:
+def size_class(area: NDArray[np.floating], law: str = "half-open") -> NDArray[np.int64]:
     """Return 0 (small), 1 (medium) or 2 (large) for box areas in square pixels.
 
-    Source: App. A.2, half-open ranges. The released code leaves areas of exactly 1024 and 9216
-    without a class (mal_spec 3.2); malcli does not.
+    Args:
+        area: Of any shape, square pixels.
+        law: `half-open`, or `strict`: areas of exactly 1024 and 9216 get `NO_SIZE`.
+
+    Source: App. A.2, half-open ranges; mal_spec 3.2 for the released code's.
     """
-    size: NDArray[np.int64] = np.digitize(area, (SMALL_AREA, MEDIUM_AREA)).astype(np.int64)
+    size = np.asarray(np.digitize(area, (SMALL_AREA, MEDIUM_AREA)), dtype=np.int64)
+    if law == "strict":
+        size = np.where(np.isin(area, (SMALL_AREA, MEDIUM_AREA)), NO_SIZE, size)
     return size
 
 

@@ -66,9 +66,7 @@ class AttentionDecoder(nn.Module):
         grid = feature_BChw.shape[-1] * GRID_SCALE
         if not self.size_scaling:
             return self._scores(feature_BChw, key_BC, 1.0, grid)
-        logits_BGG = torch.empty(
-            (len(feature_BChw), grid, grid), dtype=torch.float32, device=feature_BChw.device
-        )
+        logits_BGG = feature_BChw.new_zeros((len(feature_BChw), grid, grid), dtype=torch.float32)
         for size, scale in enumerate(SIZE_SCALES):
             chosen = (size_B == size).nonzero().squeeze(1)
             if len(chosen):
@@ -108,4 +106,16 @@ def _resize(values_BChw: Tensor, side: int) -> Tensor:
     return F.interpolate(values_BChw, (side, side), mode="bilinear", align_corners=False)
 
 
-DECODERS = {"attention": AttentionDecoder}
+def build_decoder(
+    name: str,
+    features: int,
+    upsample: int,
+    *,
+    channels: int,
+    key_pool: str,
+    key_layers: int,
+    upsample_before: int,
+    size_scaling: bool,
+) -> nn.Module:
+    """Return a decoder of random values by its name in `cli.md`."""
+    return AttentionDecoder(features, channels, key_pool, key_layers, upsample_before, size_scaling)

@@ -30,12 +30,20 @@ class EncoderChoice:
     note: str = ""
 
 
-def build_encoder(timm_name: str, crop_size: int) -> nn.Module:
+def build_encoder(
+    name: str,
+    crop_size: int,
+    *,
+    stem: str = "patch",
+    position: str = "antialiased",
+    drop_path: float = 0.0,
+) -> "ImageEncoder":
     """Return the encoder without head and with random values.
 
     Raises:
         ConfigError: timm does not know the name, or the network gives no feature map.
     """
+    timm_name = timm_name_of(name)
     if not timm.is_model(timm_name):
         near = difflib.get_close_matches(timm_name, timm.list_models(), n=3, cutoff=0.4)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
@@ -90,6 +98,11 @@ class ImageEncoder(nn.Module):
         if feature_BChw.ndim != 4 or feature_BChw.shape[2:] != (side, side):
             raise ValueError(f"its features have shape {tuple(feature_BChw.shape)}")
         self.channels = int(feature_BChw.shape[1])
+
+    @property
+    def upsample(self) -> int:
+        """How many times finer than this map a stride-16 map is: 1, or 2 at stride 32."""
+        return max(1, round(self.stride / 16))
 
     def set_crop_size(self, crop_size: int) -> None:
         """Resample a ViT's position grid to another crop size, in place."""

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from malcli.model.decoders import DECODERS, GRID_SCALE, AttentionDecoder
-from malcli.model.encoders import ImageEncoder, build_encoder, check_crop_size, timm_name_of
+from malcli.geometry.boxes import NO_SIZE
+from malcli.model.decoders import GRID_SCALE, build_decoder
+from malcli.model.encoders import ImageEncoder, build_encoder, check_crop_size
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,9 @@ class Architecture:
     key_layers: int
     upsample_before: int
     size_scaling: bool
+    stem: str = "patch"
+    position: str = "antialiased"
+    size_classes: str = "half-open"
 
     def to_plain(self) -> dict[str, Any]:
         """Return the fields as a dict for JSON."""
@@ -31,7 +35,7 @@ class Architecture:
 class MaskLabeler(nn.Module):
     """Crops and size classes in, mask logits out."""
 
-    def __init__(self, encoder: ImageEncoder, decoder: AttentionDecoder, crop_size: int) -> None:
+    def __init__(self, encoder: ImageEncoder, decoder: nn.Module, crop_size: int) -> None:
         """Wire the parts; mean and std travel with the module but not in its state."""
         super().__init__()
         self.encoder = encoder
@@ -44,7 +48,7 @@ class MaskLabeler(nn.Module):
     @property
     def grid(self) -> int:
         """Side of the logits."""
-        return self.crop_size // self.encoder.stride * GRID_SCALE
+        return self.crop_size // self.encoder.stride * self.encoder.upsample * GRID_SCALE
 
     def set_crop_size(self, crop_size: int) -> None:
         """Take crops of another side from now on, in place.
@@ -66,27 +70,38 @@ class MaskLabeler(nn.Module):
 
         Args:
             image_BCHW: (B, 3, S, S) normalised RGB crops.
-            size_B: (B,) size class of each box, 0 small, 1 medium, 2 large.
+            size_B: (B,) size class of each box, 0 small, 1 medium, 2 large; `NO_SIZE` gets logits
+                of 0, as in the released code (mal_spec 3.2).
         """
         logits: Tensor = self.decoder(self.encoder(image_BCHW), size_B)
-        return logits
+        return logits * (size_B != NO_SIZE)[:, None, None]
 
 
-def build_labeler(architecture: Architecture) -> MaskLabeler:
+def build_labeler(architecture: Architecture, drop_path: float = 0.0) -> MaskLabeler:
     """Return a labeler of random values.
+
+    Args:
+        architecture: What to build.
+        drop_path: Stochastic depth of the encoder, for training.
 
     Raises:
         ConfigError: An unknown encoder, or a crop size that it cannot take.
     """
-    encoder = build_encoder(timm_name_of(architecture.encoder), architecture.crop_size)
-    assert isinstance(encoder, ImageEncoder)
-    check_crop_size(architecture.crop_size, encoder.stride)
-    decoder = DECODERS[architecture.decoder](
+    encoder = build_encoder(
+        architecture.encoder,
+        architecture.crop_size,
+        stem=architecture.stem,
+        position=architecture.position,
+        drop_path=drop_path,
+    )
+    decoder = build_decoder(
+        architecture.decoder,
         encoder.channels,
-        architecture.channels,
-        architecture.key_pool,
-        architecture.key_layers,
-        architecture.upsample_before,
-        architecture.size_scaling,
+        encoder.upsample,
+        channels=architecture.channels,
+        key_pool=architecture.key_pool,
+        key_layers=architecture.key_layers,
+        upsample_before=architecture.upsample_before,
+        size_scaling=architecture.size_scaling,
     )
     return MaskLabeler(encoder, decoder, architecture.crop_size)
