@@ -7,7 +7,7 @@ function that needs torch loads it, not the import.
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from malcli.config import ConvertConfig, EvalConfig, FitConfig, LabelConfig
+from malcli.config import ConvertConfig, EvalConfig, FitConfig
 from malcli.settings import resolve
 
 if TYPE_CHECKING:
@@ -43,8 +43,9 @@ def label(*, recipe: str | None = None, **options: Any) -> "LabelResult":  # noq
         MalcliError: An option, file or record is wrong, or the run failed.
     """
     from malcli.engine import label as engine
+    from malcli.engine.survey import resolve_label
 
-    return engine.label(resolve(LabelConfig, options, recipe, "label").config)
+    return engine.label(resolve_label(options, recipe))
 
 
 def evaluate(*, recipe: str | None = None, **options: Any) -> "EvalResult":  # noqa: ANN401

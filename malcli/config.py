@@ -497,6 +497,8 @@ class EvalConfig(ImageConfig):
     refine: str | None = setting(None, "As in label.", panel=LABEL, choices=("none", "crf"))
     threshold: str | None = setting(None, "As in label.", panel=LABEL)
     crop_size: str | None = setting(None, "As in label.", panel=LABEL)
+    margin: float | None = setting(None, "As in label.", panel=LABEL, low=0.0, high=10.0)
+    geometry: str | None = setting(None, "As in label.", panel=LABEL, choices=("exact", "released"))
     overwrite: bool = setting(False, "Replace existing --masks of another job.", panel=OUTPUT)
 
 

@@ -55,6 +55,8 @@ def setting(
     return field(default=default, metadata=meta)
 
 
+_PAPER_LABEL = {"margin": 0.6, "tta": "none", "refine": "none"}
+_RELEASED_LABEL = {"threshold": "0.1", **_PAPER_LABEL, "geometry": "released"}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "paper": {
         "fit": {
@@ -73,7 +75,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "loss_size": "crop",
             "min_box_area": 0.0,
         },
-        "label": {"margin": 0.6, "tta": "none", "refine": "none"},
+        "label": _PAPER_LABEL,
+        "eval": _PAPER_LABEL,
     },
     "released": {
         "fit": {
@@ -89,13 +92,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "box_mask": "inclusive",
             "mil_norm": 1e-4,
         },
-        "label": {
-            "threshold": "0.1",
-            "margin": 0.6,
-            "tta": "none",
-            "refine": "none",
-            "geometry": "released",
-        },
+        "label": _RELEASED_LABEL,
+        "eval": _RELEASED_LABEL,
     },
 }
 
@@ -109,7 +107,11 @@ class Resolved:
 
 
 def resolve(
-    kind: type, flags: Mapping[str, Any], recipe: str | None = None, command: str = ""
+    kind: type,
+    flags: Mapping[str, Any],
+    recipe: str | None = None,
+    command: str = "",
+    implied: str | None = None,
 ) -> Resolved:
     """Merge defaults, recipe and flags into a checked config: default < recipe < flag.
 
@@ -118,18 +120,20 @@ def resolve(
         flags: Values that the user gave; None means not given.
         recipe: A preset's name or a TOML file.
         command: The command's name, which the recipe must be for.
+        implied: A preset that the user did not name; the recipe beats it.
 
     Raises:
         ConfigError: An unknown key, a value of the wrong type or out of its limits.
     """
     values: dict[str, Any] = {}
     origin = {item.name: "default" for item in dataclasses.fields(kind)}
-    for key, value in read_recipe(recipe, command).items() if recipe else ():
-        name = key.replace("-", "_")
-        if name not in origin:
-            raise ConfigError(f"{recipe}: unknown key '{key}'{nearest(name, origin)}")
-        values[name] = value
-        origin[name] = f"recipe {recipe}"
+    for source in filter(None, (implied, recipe)):
+        for key, value in read_recipe(source, command).items():
+            name = key.replace("-", "_")
+            if name not in origin:
+                raise ConfigError(f"{source}: unknown key '{key}'{nearest(name, origin)}")
+            values[name] = value
+            origin[name] = f"recipe {source}"
     for name, value in flags.items():
         if name not in origin:
             raise ConfigError(f"unknown option '{name}'{nearest(name, origin)}")

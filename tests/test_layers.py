@@ -55,7 +55,7 @@ SIBLINGS = {f"cli.{name}": "options output" for name in COMMANDS} | {
     "engine.predictor": "launch",
     "engine.launch": "doctor",
     "engine.jobs": "parts runs",
-    "engine.evaluate": "instances label",
+    "engine.evaluate": "instances label survey",
     "engine.demo": "fit label evaluate",
     "report.html": "plots tables",
 }

@@ -7,7 +7,6 @@ import typer
 from malcli.cli.options import Common, add_command
 from malcli.cli.output import print_rich, run_engine, show, start_processes
 from malcli.config import LabelConfig
-from malcli.settings import resolve
 
 if TYPE_CHECKING:
     from malcli.engine.label import LabelResult
@@ -20,11 +19,12 @@ def register(app: typer.Typer) -> None:
 
 def run(values: dict[str, Any], common: Common) -> None:
     """Make a mask for every box."""
-    config = resolve(LabelConfig, values, common.recipe, "label").config
+    from malcli.engine.label import label
+    from malcli.engine.survey import resolve_label
+
+    config = resolve_label(values, common.recipe)
     if not (config.dry_run or config.merge):
         start_processes(config, together=False)
-    from malcli.engine.label import label
-
     show(run_engine(lambda: label(config), common.quiet), common.json, print_label)
 
 

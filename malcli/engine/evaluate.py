@@ -192,15 +192,12 @@ def _masks(config: EvalConfig) -> Iterator[Path]:
 
 def _label(config: EvalConfig, out: Path) -> Path:
     """Label the boxes of `--gt`, with the settings that both commands share."""
-    from malcli.engine.label import label  # imports torch
+    from malcli.engine.label import label
+    from malcli.engine.survey import resolve_label
 
     known = {item.name for item in dataclasses.fields(LabelConfig)} - {"report"}
-    shared = {
-        item.name: getattr(config, item.name)
-        for item in dataclasses.fields(config)
-        if item.name in known and getattr(config, item.name) is not None
-    }
-    label(LabelConfig(boxes=config.gt, out=out, **shared))
+    shared = {key: value for key, value in vars(config).items() if key in known}
+    label(resolve_label({"boxes": config.gt, "out": out, **shared}))
     return out
 
 

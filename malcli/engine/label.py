@@ -25,6 +25,7 @@ from malcli.engine.jobs import Job, Manifest
 from malcli.engine.parts import Outcome, PartFolder, merge, missing_error
 from malcli.engine.signals import StopFlag, command_of
 from malcli.errors import DataFormatError, Interrupted, MalcliError, OutputError
+from malcli.model.locate import locate_checkpoint, preset_of
 from malcli.records import Problems
 from malcli.report.html import check_page
 from malcli.report.progress import Progress, log
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from malcli.model.checkpoint import Checkpoint
 
 STAGES = ("read", "decode", "crop", "network", "paste", "encode", "write", "wait")
-LARGE_CROP = 256  # pixels; of larger ones a CPU gets fewer at once, so that a signal is heard soon
 BAD_STATUSES = ("skipped:no-image", "skipped:bad-image", "skipped:bad-box", "skipped:memory")
 
 
@@ -118,10 +118,6 @@ def _dry_run(config: LabelConfig) -> LabelResult:
     return result
 
 
-def _auto_batch(device: str, crop_size: int) -> int:
-    return 64 if device == "cuda" else 16 if crop_size <= LARGE_CROP else 4
-
-
 @contextlib.contextmanager
 def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     start = time.thread_time()
@@ -182,8 +178,6 @@ class _Start:
             kept: dict[str, Any] = {name: job.settings.get(name) for name in names}
             self.config = dataclasses.replace(config, **kept)
             return job
-        from malcli.model.locate import locate_checkpoint
-
         checkpoint = self.result.checkpoint = locate_checkpoint(config.checkpoint)
         if survey.is_same(checkpoint, self.out):
             raise OutputError(f"{self.out}: --out is also the checkpoint; name another")
@@ -231,7 +225,7 @@ class _Start:
             job=job,
             boxes=parts.table.boxes.num_rows,
             parts=len(parts),
-            batch_size=survey.batch_size_of(config) or _auto_batch(device.type, crop_size),
+            batch_size=survey.batch_size_of(config) or survey.auto_batch(device.type, crop_size),
             precision=choose_precision(config.precision, device),
             threshold=threshold,
             crop_size=crop_size,
@@ -248,6 +242,8 @@ class _Start:
             quality = self._loaded.quality
             miou = (quality.get("miou") or {}).get("all")
             said = f"mIoU {miou:.3f} on {quality['data']}" if miou else "quality not measured"
+            if preset_of(self.result.checkpoint):
+                said += "; of the released code: its preset holds where you set nothing"
             log(f"label: checkpoint {self.result.checkpoint} ({said})")
         return self._loaded
 

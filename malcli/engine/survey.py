@@ -16,18 +16,36 @@ from malcli.data.images import ImageFolder, find_images
 from malcli.data.parquet import images_path
 from malcli.data.rois import check_headers
 from malcli.errors import ConfigError, DataFormatError, OutputError
+from malcli.model.locate import locate_checkpoint, preset_of
 from malcli.records import STATUS_OK, BoxTable, Problems
 from malcli.report.progress import Progress, log
-from malcli.settings import parse_thresholds
+from malcli.settings import parse_thresholds, resolve
 
 # Beside the threshold, the crop size and the format.
 RESULT_SETTINGS = (
-    "network", "tta", "refine", "margin", "min_score", "precision", "categories", "limit",
-    "max_pixels",
+    "network", "tta", "refine", "margin", "geometry", "min_score", "precision", "categories",
+    "limit", "max_pixels",
 )  # fmt: skip
+LARGE_CROP = 256  # pixels; of larger ones a CPU gets fewer at once, so that a signal is heard soon
 SUFFIXES = (".json", ".parquet")
 FILE_KINDS = ("no-image-file", "bad-image-file")  # of problems that files have, not records
 HEADER_STATUS = (STATUS_OK, "skipped:no-image", "skipped:bad-image")
+
+
+def resolve_label(options: Mapping[str, Any], recipe: str | None = None) -> LabelConfig:
+    """Return the settings of a command; a checkpoint of the released code implies its preset.
+
+    Raises:
+        ConfigError: As `settings.resolve`.
+        CheckpointError: The checkpoint is not there.
+    """
+    config: LabelConfig = resolve(LabelConfig, options, recipe, "label").config
+    if config.merge or config.dry_run:
+        return config
+    implied = preset_of(locate_checkpoint(config.checkpoint))
+    if implied:
+        config = resolve(LabelConfig, options, recipe, "label", implied).config
+    return config
 
 
 def result_settings(config: LabelConfig) -> dict[str, Any]:
@@ -53,6 +71,11 @@ def whole_number(text: str, flag: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0):
         raise ConfigError(f"{flag} {text!r}: give a whole number above 0")
     return int(text)
+
+
+def auto_batch(device: str, crop_size: int) -> int:
+    """Return the crops per network call on a `cuda` or `cpu` device where the user gives none."""
+    return 64 if device == "cuda" else 16 if crop_size <= LARGE_CROP else 4
 
 
 def batch_size_of(config: LabelConfig) -> int | None:
