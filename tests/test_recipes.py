@@ -1,12 +1,14 @@
 """Every recipe loads, and says its command, hardware and result before its settings."""
 
+import re
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
 from malcli.config import ConvertConfig, EvalConfig, FitConfig, LabelConfig
-from malcli.settings import parse_thresholds, resolve
+from malcli.settings import PRESETS, parse_thresholds, resolve
 
 KINDS = {"fit": FitConfig, "label": LabelConfig, "eval": EvalConfig, "convert": ConvertConfig}
 NEEDED = {
@@ -37,3 +39,28 @@ def test_recipe_loads_and_opens_with_command_hardware_and_result(path):
     assert f"recipes/{path.name}" in opening
     for word in ("Hardware:", "Time:", "Result:"):
         assert word in opening
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in RECIPES if path.stem.startswith(("tab", "fig"))],
+    ids=lambda path: path.stem,
+)
+def test_a_row_of_the_paper_differs_from_its_preset_in_what_it_is_named_for(path):
+    values = tomllib.loads(path.read_text(encoding="utf-8"))
+    preset = PRESETS["paper"].get(values["command"], {})
+    if values["command"] != "eval":
+        other = {key for key, value in preset.items() if values.get(key) != value}
+        assert other == {key for key in preset if key in path.stem}
+    varied = {key: value for key, value in values.items() if key in ("decoder", "theta", "encoder")}
+    for key, value in varied.items():
+        said = str(value).replace(".", "_")
+        named = said in path.stem or (key, value) == ("encoder", "vit_mae_base")
+        assert named, f"{key} = {value}"
+
+
+def test_readme_names_every_recipe():
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    patterns = set(re.findall(r"(\w+\*?)\.toml", readme))
+    for path in RECIPES:
+        assert any(fnmatch(path.stem, pattern) for pattern in patterns), path.name
