@@ -11,7 +11,10 @@ from malcli.config import ConvertConfig, EvalConfig, FitConfig
 from malcli.settings import resolve
 
 if TYPE_CHECKING:
+    from malcli.engine.attention import AttentionResult
+    from malcli.engine.clustering import ClusteringResult
     from malcli.engine.convert import ConvertResult
+    from malcli.engine.convert_weights import WeightsResult
     from malcli.engine.evaluate import EvalResult
     from malcli.engine.fit import FitResult
     from malcli.engine.label import LabelResult
@@ -48,7 +51,11 @@ def label(*, recipe: str | None = None, **options: Any) -> "LabelResult":  # noq
     return engine.label(resolve_label(options, recipe))
 
 
-def evaluate(*, recipe: str | None = None, **options: Any) -> "EvalResult":  # noqa: ANN401
+def evaluate(
+    *,
+    recipe: str | None = None,
+    **options: Any,  # noqa: ANN401
+) -> "EvalResult | ClusteringResult | AttentionResult":
     """Score masks against human ones: `malcli eval`.
 
     Args:
@@ -58,9 +65,9 @@ def evaluate(*, recipe: str | None = None, **options: Any) -> "EvalResult":  # n
     Raises:
         MalcliError: An option, file or record is wrong, or the run failed.
     """
-    from malcli.engine import evaluate as engine
+    from malcli.engine import measure as engine
 
-    return engine.evaluate(resolve(EvalConfig, options, recipe, "eval").config)
+    return engine.measure(resolve(EvalConfig, options, recipe, "eval").config)
 
 
 def convert(
@@ -69,7 +76,7 @@ def convert(
     *,
     recipe: str | None = None,
     **options: Any,  # noqa: ANN401
-) -> "ConvertResult":
+) -> "ConvertResult | WeightsResult":
     """Turn one annotation format into another: `malcli convert`.
 
     Args:

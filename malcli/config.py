@@ -90,7 +90,8 @@ class FitConfig(ImageConfig):
 
     encoder: str = setting(
         "vit_mae_base",
-        f"Image encoder: {', '.join(ENCODER_NAMES)} or timm/<name>.",
+        f"Image encoder: {', '.join(ENCODER_NAMES)}, timm/<name>, or "
+        "vit/<width>x<depth> (a plain ViT, heads of 64, for --weights of that size).",
         panel=MODEL,
         source=PAPER,
     )

@@ -27,6 +27,7 @@ Record = dict[str, Any]  # an annotation or image as JSON says it
 
 BOX_TYPE = pa.list_(pa.float64(), 4)
 NOT_IN_RECORD = ("image", "status", "extra")  # columns that are no keys of a record
+BATCHES_KEPT = 16  # in memory, of those on disk that were read
 EXACT = 2.0**53  # whole numbers up to here are exact as float64
 
 
@@ -117,6 +118,8 @@ class BoxTable:
     starts: NDArray[np.int64]
     problems: Problems
     mapped: tuple[mmap.mmap, ...] = field(default=(), repr=False, compare=False)
+    # Where the batches of each column begin, once they were asked for.
+    _begins: dict[str, NDArray[np.int64]] = field(default_factory=dict, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what another process gets: columns that it owns."""
@@ -133,8 +136,42 @@ class BoxTable:
 
     def xywh(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
         """Return all boxes, or those of some rows, as `xywh_of` does."""
-        column = self.boxes["bbox"]
-        return xywh_of(column if rows is None else column.take(pa.array(rows)))
+        column = self.boxes["bbox"] if rows is None else self.take(rows, "bbox")["bbox"]
+        return xywh_of(column)
+
+    def take(self, rows: NDArray[np.int64], *names: str) -> pa.Table:
+        """Return some columns (none named: all) of some rows, in the order of `rows`.
+
+        Reads the batches on disk that the rows lie in; `pa.Table.take` would copy whole columns.
+        """
+        table = self.boxes.select(names) if names else self.boxes
+        columns = [self._taken(name, rows) for name in table.schema.names]
+        return pa.Table.from_arrays(columns, schema=table.schema)
+
+    def _taken(self, name: str, rows: NDArray[np.int64]) -> pa.Array:
+        column = self.boxes[name]
+        if name not in self._begins:
+            lengths = [len(chunk) for chunk in column.chunks]
+            self._begins[name] = np.cumsum([0, *lengths])[:-1]
+        order = np.argsort(rows, kind="stable")
+        ordered = np.asarray(rows)[order]
+        chunk = np.searchsorted(self._begins[name], ordered, side="right") - 1
+        parts = [pa.array([], column.type)]
+        for part in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(chunk)) + 1):
+            if part.size:
+                number = int(chunk[part[0]])
+                place = ordered[part] - self._begins[name][number]
+                parts.append(column.chunk(number).take(pa.array(place)))
+        return pa.concat_arrays(parts).take(pa.array(np.argsort(order)))
+
+    def batches(self, *names: str) -> Iterator[pa.RecordBatch]:
+        """Yield some columns (none named: all) of all boxes, in bounded memory."""
+        table = self.boxes.select(names) if names else self.boxes
+        for number, batch in enumerate(table.to_batches()):
+            yield batch
+            if number % BATCHES_KEPT == 0:
+                self.release()
+        self.release()
 
     def by_image(self) -> Iterator[ImageBoxes]:
         """Yield every image that has boxes, in file order, with the rows of its boxes."""
@@ -146,19 +183,6 @@ class BoxTable:
     def orphans(self) -> NDArray[np.int64]:
         """Return the rows of boxes whose image_id is unknown, in file order."""
         return self.order[self.starts[-1] :]
-
-
-def group_by_image(image: NDArray[np.int32], images: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return `order` and `starts` of a BoxTable.
-
-    Args:
-        image: (N,) row of each box's image, -1 if unknown.
-        images: Number of images.
-    """
-    key = np.where(image < 0, images, image)
-    order = np.argsort(key, kind="stable").astype(np.int64, copy=False)
-    starts = np.searchsorted(key[order], np.arange(images + 1)).astype(np.int64)
-    return order, starts
 
 
 def release(file: mmap.mmap) -> None:
@@ -177,8 +201,7 @@ def xywh_of(column: pa.Array | pa.ChunkedArray) -> NDArray[np.float64]:
 
 def records_of(table: BoxTable, rows: NDArray[np.int64] | None = None) -> list[Record]:
     """Return annotations as they were read, all or those of some rows, in the order of `rows`."""
-    boxes = table.boxes if rows is None else table.boxes.take(pa.array(rows))
-    return to_records(boxes)
+    return to_records(table.boxes if rows is None else table.take(rows))
 
 
 def to_records(columns: pa.Table | pa.RecordBatch) -> list[Record]:

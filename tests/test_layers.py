@@ -34,38 +34,62 @@ SIBLINGS = {f"cli.{name}": "options output" for name in COMMANDS} | {
     "data.formats": " ".join(FORMATS) + " index cache openimages_write yolo_write",
     "data.lvis": "coco",
     "data.objects365": "coco",
+    "data.coco": "typed",
+    "data.index": "grouping",
     "data.openimages": "images sizes",
+    "data.parquet": "parquet_rows",
     "data.openimages_write": "folders images",
     "data.yolo": "images sizes",
     "data.yolo_write": "folders images yolo",
     "data.sizes": "cache images",
     "data.rois": "images",
     "data.training": "images rois augment",
+    "geometry.boxes": "released",
     "geometry.polygons": "rle",
+    "metrics.clustering": "miou",
+    "model.attention": "encoders",
+    "model.decoders": "query",
+    "model.encoders": "surgery",
     "model.labeler": "encoders decoders",
-    "model.checkpoint": "labeler",
+    "model.pretrained": "encoders",
+    "model.checkpoint": "labeler released selftest torchfile",
+    "model.selftest": "labeler",
     "model.released": "labeler encoders decoders",
     "losses.mil": "dice",
     "losses.crf": "dice",
-    "engine.convert": "changes",
-    "engine.fit": "evaluate launch runs trainer",
-    "engine.trainer": "objective schedule runs launch",
+    "engine.convert": "changes convert_weights",
+    "engine.fit": "evaluate failures launch networks runs trainer",
+    "engine.trainer": "batches objective pictures runs schedule",
+    "engine.batches": "doctor objective",
+    "engine.pictures": "objective",
     "engine.label": "inference jobs launch parts review survey",
     "engine.inference": "jobs launch parts predictor survey",
     "engine.predictor": "launch",
     "engine.launch": "doctor",
     "engine.jobs": "parts runs",
     "engine.evaluate": "instances label survey",
+    "engine.measure": "attention clustering evaluate",
+    "engine.clustering": "encoding instances survey",
+    "engine.attention": "encoding survey",
+    "engine.encoding": "launch survey",
     "engine.demo": "fit label evaluate",
     "report.html": "plots tables",
 }
 # ... and what everyone in the package may.
-SHARED = {"data.checks", "data.columns", "data.index", "data.stream", "engine.signals",
-          "metrics.pairing"}  # fmt: skip
+SHARED = {
+    "data.checks",
+    "data.columns",
+    "data.index",
+    "data.spool",
+    "data.stream",
+    "engine.signals",
+    "metrics.pairing",
+}
 
 TORCH_ALLOWED = re.compile(
     r"data\.(rois|augment|training)|model\..*|losses\..*"
-    r"|engine\.(fit|trainer|objective|schedule|runs|label|inference|predictor|students|launch|doctor|demo|attention)"
+    r"|engine\.(attention|batches|demo|doctor|encoding|failures|fit|inference|label|launch"
+    r"|objective|pictures|predictor|runs|schedule|students|trainer)"
 )
 
 

@@ -1,5 +1,7 @@
+import itertools
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -9,23 +11,13 @@ from hypothesis import strategies as st
 
 from malcli.data.coco import read_coco
 from malcli.records import (
+    BoxTable,
     Problems,
     category_names,
-    group_by_image,
     records_of,
     to_records,
     xywh_of,
 )
-
-
-@given(st.lists(st.integers(-1, 5), max_size=40))
-def test_grouping_equals_a_loop_over_images(image):
-    rows = np.array(image, dtype=np.int32)
-    order, starts = group_by_image(rows, 6)
-    for number in range(6):
-        expected = [row for row, value in enumerate(image) if value == number]
-        assert order[starts[number] : starts[number + 1]].tolist() == expected
-    assert order[starts[-1] :].tolist() == [row for row, v in enumerate(image) if v == -1]
 
 
 def test_problems_keep_ten_examples_and_every_count():
@@ -83,3 +75,23 @@ def test_records_and_boxes_of_some_rows_come_in_their_order(tmp_path):
     assert records_of(copy) == records_of(table) == annotations
     with pytest.raises(ValueError, match="read-only"):  # columns are mapped from disk, not copied
         table.boxes["id"].chunk(0).to_numpy()[0] = 7
+
+
+@given(st.lists(st.integers(0, 3), max_size=6), st.data())
+def test_rows_taken_from_batches_are_those_of_the_whole_column(sizes, data):
+    ends = np.cumsum([0, *sizes]).tolist()
+    ids = [pa.array(range(a, b), pa.int64()) for a, b in itertools.pairwise(ends)]
+    texts = [pa.array([str(n) if n % 3 else None for n in part.to_pylist()]) for part in ids]
+    texts = [part.cast(pa.string()) for part in texts]
+    column, other = pa.chunked_array(ids, pa.int64()), pa.chunked_array(texts, pa.string())
+    boxes = pa.table({"id": column, "extra": other})
+    nothing = np.zeros(0, dtype=np.int64)
+    table = BoxTable(Path("a"), "coco", {}, boxes, boxes, nothing, nothing, Problems())
+    some = st.lists(st.integers(0, max(ends[-1] - 1, 0)), max_size=8 if ends[-1] else 0)
+    rows = data.draw(some)
+    for _ in range(2):
+        taken = table.take(np.array(rows, dtype=np.int64))
+        assert taken.to_pylist() == [boxes.slice(row, 1).to_pylist()[0] for row in rows]
+    assert table.take(np.array(rows, dtype=np.int64), "extra").schema.names == ["extra"]
+    read = [row for batch in table.batches("id") for row in batch["id"].to_pylist()]
+    assert read == list(range(ends[-1]))

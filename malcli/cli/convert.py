@@ -1,4 +1,4 @@
-"""`malcli convert`: one annotation format into another."""
+"""`malcli convert`: one annotation format into another, or released checkpoints into malcli's."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(values: dict[str, Any], common: Common) -> None:
-    """Convert annotations from one format to another."""
+    """Convert annotations from one format to another, or a released checkpoint into malcli's."""
     if not common.recipe and not (values["src"] and values["dst"]):
         raise ConfigError("convert: give both SRC and DST (see 'malcli convert --help')")
     config = resolve(ConvertConfig, values, common.recipe, "convert").config

@@ -1,4 +1,4 @@
-"""`malcli eval`: masks measured against human ones."""
+"""`malcli eval`: masks measured against human ones, or the encoder behind them."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,8 @@ from malcli.config import EvalConfig
 from malcli.settings import resolve
 
 if TYPE_CHECKING:
+    from malcli.engine.attention import AttentionResult
+    from malcli.engine.clustering import ClusteringResult
     from malcli.engine.evaluate import EvalResult
 
 
@@ -21,13 +23,17 @@ def register(app: typer.Typer) -> None:
 def run(values: dict[str, Any], common: Common) -> None:
     """Score masks against human masks: mIoU, boundary IoU, mask AP."""
     config = resolve(EvalConfig, values, common.recipe, "eval").config
-    from malcli.engine.evaluate import evaluate
+    from malcli.engine.measure import measure
 
-    show(run_engine(lambda: evaluate(config), common.quiet), common.json, print_eval)
+    show(run_engine(lambda: measure(config), common.quiet), common.json, print_eval)
 
 
-def print_eval(result: "EvalResult") -> None:
-    """Print the scores."""
-    from malcli.report.tables import eval_tables
+def print_eval(result: "EvalResult | ClusteringResult | AttentionResult") -> None:
+    """Print the scores, or where the page of attention maps is."""
+    from malcli.report.tables import attention_lines, clustering_table, eval_tables
 
-    print_rich(eval_tables(result.to_json()))
+    shown = result.to_json()
+    if "attention" in shown:
+        print_rich(attention_lines(shown))
+    else:
+        print_rich(clustering_table(shown) if "clustering" in shown else eval_tables(shown))

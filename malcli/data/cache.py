@@ -11,12 +11,11 @@ or is `off`. Knows no annotation format.
 import contextlib
 import hashlib
 import json
-import mmap
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,15 @@ import numpy as np
 import pyarrow as pa
 
 from malcli import __version__
-from malcli.data.index import BATCHES_KEPT
+from malcli.data.index import assemble
+from malcli.data.spool import Spooled, map_arrow, map_numbers
 from malcli.records import BoxTable, Problems
 
 WORTH = 32 << 20  # bytes; smaller files are read in less than a second
 EDGE = 64 << 10  # bytes at each end of a file that are hashed
 LIMIT = 20 << 30  # bytes of all tables; the oldest go
-LAYOUT = 1  # changes with what an entry holds
+LAYOUT = 2  # changes with what an entry holds
+FILES = ("annotations", "judged", "named")  # boxes as read, what became known later, and images
 FAILURES = (OSError, ValueError, KeyError, TypeError, pa.ArrowException, RecursionError)
 
 
@@ -50,30 +51,47 @@ def entry_name(path: Path) -> str:
     return hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
 
 
-def cached(path: Path, format: str, read: Callable[[], BoxTable]) -> BoxTable:
+def cached(path: Path, format: str, read: Callable[[Path | None], BoxTable]) -> BoxTable:
     """Return the table of a file: the one kept, or else the one that `read` returns, kept if large.
 
     Args:
         path: The annotation file.
         format: Its format.
-        read: Reads it; what it raises passes.
+        read: Reads it, and leaves the table's files in a folder, if it gets one; what it raises
+            passes.
     """
     folder = cache_folder("tables")
     try:
         size = path.stat().st_size
         if folder is None or size < WORTH:
-            return read()
+            return read(None)
         stamp = _stamp(path, format)
     except OSError:
-        return read()
+        return read(None)
     entry = folder / entry_name(path)
     with contextlib.suppress(*FAILURES):
         return _load(entry, path, stamp)
-    table = read()
-    with contextlib.suppress(*FAILURES):
-        if _stamp(path, format) == stamp:  # it did not change while it was read
-            _keep(entry, table, stamp, size)
+    with _new_folder(folder, size) as made:
+        table = read(made)
+        with contextlib.suppress(*FAILURES):
+            if made and _stamp(path, format) == stamp:  # it did not change while it was read
+                _keep(entry, made, table, stamp)
     return table
+
+
+@contextlib.contextmanager
+def _new_folder(folder: Path, size: int) -> Iterator[Path | None]:
+    """Make a folder for the table of a file of some size; None where there is no room for it."""
+    made = None
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if shutil.disk_usage(folder).free >= 3 * size:
+            made = Path(tempfile.mkdtemp(prefix="new-", dir=folder))
+    try:
+        yield made
+    finally:
+        if made:
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def _stamp(path: Path, format: str) -> list[Any]:
@@ -91,29 +109,36 @@ def _load(entry: Path, path: Path, stamp: list[Any]) -> BoxTable:
     about = json.loads((entry / "table.json").read_bytes())
     if about["stamp"] != stamp:
         raise ValueError("made from another file")
-    boxes, mapped = _map(entry / "boxes.arrow")
-    images, _ = _map(entry / "images.arrow")
-    problems = Problems(about["counts"], about["examples"])
-    order, starts = (np.load(entry / f"{name}.npy", mmap_mode="r") for name in ("order", "starts"))
-    if (boxes.num_rows, images.num_rows + 1) != (order.size, starts.size):
+    read, judged, images = (_open(entry / f"{name}.arrow") for name in FILES)
+    boxes = assemble(read.table, judged.table)
+    with (entry / "order").open("rb") as file:
+        order, mapped = map_numbers(file)
+    starts = np.load(entry / "starts.npy", mmap_mode="r")
+    if (boxes.num_rows, images.table.num_rows + 1) != (order.size, starts.size):
         raise ValueError("cut short")
     os.utime(entry)
-    return BoxTable(
-        path, about["format"], about["header"], images, boxes, order, starts, problems, (mapped,)
+    table = BoxTable(
+        path=path,
+        format=about["format"],
+        header=about["header"],
+        images=images.table,
+        boxes=boxes,
+        order=order,
+        starts=starts,
+        problems=Problems(about["counts"], about["examples"]),
+        mapped=(read.mapped, judged.mapped, images.mapped, *mapped),
     )
+    table.release()  # opening touches each batch
+    return table
 
 
-def _map(path: Path) -> tuple[pa.Table, mmap.mmap]:
+def _open(path: Path) -> Spooled:
     with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return pa.ipc.open_file(pa.py_buffer(mapped)).read_all(), mapped
+        return map_arrow(file)
 
 
-def _keep(entry: Path, table: BoxTable, stamp: list[Any], size: int) -> None:
-    """Write an entry beside its place, then rename it."""
-    entry.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if shutil.disk_usage(entry.parent).free < 3 * size:
-        return
+def _keep(entry: Path, made: Path, table: BoxTable, stamp: list[Any]) -> None:
+    """Complete the folder that a table's files are in, then rename it."""
     about = {
         "stamp": stamp,
         "format": table.format,
@@ -121,22 +146,13 @@ def _keep(entry: Path, table: BoxTable, stamp: list[Any], size: int) -> None:
         "counts": table.problems.counts,
         "examples": table.problems.examples,
     }
-    made = Path(tempfile.mkdtemp(prefix="new-", dir=entry.parent))
-    try:
-        for name, columns in (("boxes", table.boxes), ("images", table.images)):
-            with pa.ipc.new_file(made / f"{name}.arrow", columns.schema) as writer:
-                for number, batch in enumerate(columns.to_batches()):
-                    writer.write_batch(batch)
-                    if number % BATCHES_KEPT == 0:
-                        table.release()
-        np.save(made / "order.npy", table.order)
-        np.save(made / "starts.npy", table.starts)
-        (made / "table.json").write_text(json.dumps(about), encoding="ascii")
-        shutil.rmtree(entry, ignore_errors=True)
-        made.rename(entry)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-        table.release()
+    (made / "images.arrow").unlink()  # as they were read
+    with pa.ipc.new_file(made / f"{FILES[2]}.arrow", table.images.schema) as writer:
+        writer.write_table(table.images)
+    np.save(made / "starts.npy", table.starts)
+    (made / "table.json").write_text(json.dumps(about), encoding="ascii")
+    shutil.rmtree(entry, ignore_errors=True)
+    made.rename(entry)
     _prune(entry)
 
 

@@ -48,9 +48,9 @@ class Judge:
         sides = [pc.fill_null(images[side], 0).to_numpy() for side in ("height", "width")]
         self._hw = np.stack(sides, axis=1).astype(np.float64)
         named = _bools(pc.not_equal(images["file_name"], ""))
-        self._images = np.where(
-            named, np.where((self._hw > 0).all(axis=1), OK, BAD_IMAGE), NO_IMAGE
-        )
+        status = np.where(named, np.where((self._hw > 0).all(axis=1), OK, BAD_IMAGE), NO_IMAGE)
+        # The last is for boxes of unknown images, whose row is -1.
+        self._images = np.append(status, NO_IMAGE).astype(np.int8)
 
     def status(self, boxes: pa.Table, image: Rows) -> NDArray[np.int8]:
         """Return the index in STATUSES of each box, and count its problems.
@@ -59,13 +59,9 @@ class Judge:
             boxes: Columns of `box_schema`; a `status` only where the reader skips by design.
             image: (N,) row of each box's image, -1 if unknown.
         """
-        status = np.full(len(image), NO_IMAGE, dtype=np.int8)
-        known = image >= 0
-        status[known] = self._images[image[known]]
-        fine = status == OK
-        hw = np.zeros((len(image), 2))
-        hw[fine] = self._hw[image[fine]]
-        status[fine & ~overlaps(xywh_of(boxes["bbox"]), hw)] = BAD_BOX
+        status = self._images[image]
+        hw = self._hw[np.where(status == OK, image, 0)] if len(self._hw) else np.zeros((1, 2))
+        status[(status == OK) & ~overlaps(xywh_of(boxes["bbox"]), hw)] = BAD_BOX
         design = _by_design(boxes)
         skipped = (status == OK) & (design != OK)
         status[skipped] = design[skipped]

@@ -6,13 +6,13 @@ area is as good a box as any here.
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from malcli.records import BOX_TYPE, EXACT, Record
 
@@ -42,77 +42,6 @@ def take_boxes(records: Sequence[Record]) -> pa.RecordBatch:
         "extra": take_rest(records),
     }
     return pa.RecordBatch.from_pydict(columns)
-
-
-_NO_MASK = msgspec.Raw()
-
-
-class _Box(msgspec.Struct, gc=False, forbid_unknown_fields=True):
-    """An annotation with no other keys than the columns', of the right types."""
-
-    id: int
-    image_id: int
-    category_id: int
-    bbox: tuple[float, float, float, float]
-    area: float | msgspec.UnsetType = msgspec.UNSET
-    iscrowd: int | msgspec.UnsetType = msgspec.UNSET
-    segmentation: msgspec.Raw = _NO_MASK
-
-
-_decode_boxes = msgspec.json.Decoder(list[_Box]).decode
-
-
-def parse_boxes(text: str) -> pa.RecordBatch:
-    """Return the columns that `take_boxes` gives, from the text of a JSON array; much faster.
-
-    Raises:
-        ValueError: Some annotation needs `take_boxes`: it has other keys or types, or a number that
-            float64 cannot say.
-    """
-    boxes = _decode_boxes(text)
-    bbox = np.array(list(chain.from_iterable(box.bbox for box in boxes)))
-    area = _all_or_none([box.area for box in boxes], pa.float64())
-    if not (np.abs(bbox) < EXACT).all() or not (np.abs(area.fill_null(0).to_numpy()) < EXACT).all():
-        raise ValueError("a number that is not exact")
-    columns = {
-        "id": _ints(box.id for box in boxes),
-        "image_id": _ints(box.image_id for box in boxes),
-        "category_id": _ints(box.category_id for box in boxes),
-        "bbox": pa.FixedSizeListArray.from_arrays(pa.array(bbox), 4),
-        "area": area,
-        "iscrowd": _all_or_none([box.iscrowd for box in boxes], pa.int8()),
-        "segmentation": _raw_texts([box.segmentation for box in boxes]),
-        "extra": pa.nulls(len(boxes), pa.string()),
-    }
-    return pa.RecordBatch.from_pydict(columns)
-
-
-def _ints(values: Iterable[int]) -> pa.Array:
-    try:
-        return pa.array(np.fromiter(values, dtype=np.int64))
-    except OverflowError:
-        raise ValueError("a number that is too large") from None
-
-
-def _all_or_none(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """Return a column of a key that all records have, or none."""
-    if values.count(msgspec.UNSET) == len(values):
-        return pa.nulls(len(values), kind)
-    try:
-        return pa.array(values, kind)
-    except (OverflowError, TypeError, pa.ArrowException):
-        raise ValueError("a key that some have, or a number that is too large") from None
-
-
-def _raw_texts(values: list[msgspec.Raw]) -> pa.Array:
-    """Return values as their JSON texts; null where absent."""
-    if all(value is _NO_MASK for value in values):
-        return pa.nulls(len(values), pa.string())
-    texts = [None if value is _NO_MASK else str(memoryview(value), "utf-8") for value in values]
-    for text in texts:
-        if text and (text == "null" or text.count("[") + text.count("{") > MAX_DEPTH):
-            raise ValueError("a null, or a value that may be nested deeply")
-    return pa.array(texts, pa.string())
 
 
 def take_images(records: Sequence[Record]) -> pa.RecordBatch:
@@ -248,9 +177,14 @@ def bounded_json(value: object) -> str:
     """
     text = encode_json(value)
     # Counting brackets is quick, and few brackets cannot nest deeply.
-    if text.count("[") + text.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+    if text.count("[") + text.count("{") > MAX_DEPTH and is_deep(value):
         raise RecursionError
     return text
+
+
+def is_deep(value: object) -> bool:
+    """Return whether a value is nested deeper than MAX_DEPTH."""
+    return _depth(value) > MAX_DEPTH
 
 
 def _depth(value: object) -> int:
@@ -259,6 +193,19 @@ def _depth(value: object) -> int:
     if isinstance(value, list):
         return 1 + max(map(_depth, value), default=0)
     return 0
+
+
+def join_members(members: Sequence[pa.Array], rows: int) -> pa.Array:
+    """Return JSON objects of columns of `"key":value`; null where no column has one."""
+    if not members:
+        return pa.nulls(rows, pa.string())
+    # Not `null_handling="skip"`, which in pyarrow 26 leaves out the rows that are all null.
+    if not any(column.null_count for column in members):
+        return pc.binary_join_element_wise("{", pc.binary_join_element_wise(*members, ","), "}", "")
+    parts = [pc.fill_null(pc.binary_join_element_wise(",", each, ""), "") for each in members]
+    joined = pc.binary_join_element_wise(*parts, "")
+    whole = pc.binary_join_element_wise(pc.binary_replace_slice(joined, 0, 1, "{"), "}", "")
+    return pc.if_else(pc.equal(joined, ""), pa.scalar(None, pa.string()), whole)
 
 
 def id_text(value: object) -> str | None:

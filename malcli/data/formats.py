@@ -5,6 +5,7 @@ A new format is one file beside this one and a line in each table below.
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -15,12 +16,13 @@ from numpy.typing import NDArray
 
 from malcli.data.cache import cached
 from malcli.data.coco import read_coco, write_coco
-from malcli.data.index import BATCHES_KEPT, build_table, spool
+from malcli.data.index import build_table
 from malcli.data.lvis import read_lvis, write_lvis
 from malcli.data.objects365 import read_objects365, write_objects365
 from malcli.data.openimages import read_openimages
 from malcli.data.openimages_write import files_of, write_openimages
 from malcli.data.parquet import images_path, read_parquet, write_parquet
+from malcli.data.spool import spool
 from malcli.data.stream import open_regular
 from malcli.data.yolo import read_yolo
 from malcli.data.yolo_write import folder_of, write_yolo
@@ -29,7 +31,7 @@ from malcli.records import BoxTable, category_names
 from malcli.settings import nearest
 
 Entry = TypeVar("Entry")
-Reader = Callable[..., BoxTable]  # (path), or (path, images) where sizes come from headers
+Reader = Callable[..., BoxTable]  # (path), and what the two kinds below take
 Writer = Callable[..., int]  # (path, table, batches of records); the folders of EXPORTS take more
 
 SUFFIXES = {
@@ -41,8 +43,8 @@ SUFFIXES = {
 }
 HEAD = 4096  # bytes that tell a format
 EDGES = (1 << 16, 1 << 20)  # bytes at the start and the end that tell whose JSON it is
-JSON_FORMATS = ("coco", "lvis", "objects365")
-SIZELESS = ("openimages", "yolo")  # they state no image sizes
+JSON_FORMATS = ("coco", "lvis", "objects365")  # their readers take a folder, for the cache
+SIZELESS = ("openimages", "yolo")  # they state no image sizes; their readers take the images
 EXPORTS = ("openimages", "yolo")  # writers that leave things out, and count them
 
 _LVIS = re.compile(rb'"(?:neg_category_ids|not_exhaustive_category_ids)"\s*:')
@@ -66,7 +68,7 @@ def open_boxes(path: Path, format: str | None = None, images: Path | None = None
     read = reader_of(name)
     if name in SIZELESS:
         return read(path, images)
-    return cached(path, name, lambda: read(path)) if name in JSON_FORMATS else read(path)
+    return cached(path, name, partial(read, path)) if name in JSON_FORMATS else read(path)
 
 
 def recognise(path: Path) -> str:
@@ -174,10 +176,8 @@ def select(table: BoxTable, categories: str | None = None, limit: int | None = N
     images = table.images if limit is None else table.images.slice(0, limit)
 
     def kept() -> Iterator[pa.RecordBatch]:
-        for number, batch in enumerate(table.boxes.to_batches()):
+        for batch in table.batches():
             yield batch.filter(pa.array(_chosen(batch, wanted, limit)))
-            if number % BATCHES_KEPT == 0:
-                table.release()
 
     boxes = spool(table.boxes.schema, kept())
     return build_table(table.path, table.format, table.header, images, boxes)

@@ -6,20 +6,22 @@ nothing of boxes.
 """
 
 import contextlib
+import logging
 import os
 import re
 import stat
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 from malcli.errors import MalcliError, MissingImageError
 from malcli.records import BoxTable
@@ -30,8 +32,13 @@ MAX_PIXELS = 179_000_000
 FIRST_NAMES = 32  # looked for in every place
 MORE_NAMES = 100_000  # looked for where none of the first is anywhere
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
 DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what is wrong becomes BadImage
+_LOCK = threading.Lock()
+_PILLOW = r"PIL\."
+_SILENCE = ("ignore", None, UserWarning, re.compile(_PILLOW), 0)  # as Python keeps the filter
 _ELSEWHERE = re.compile(r"[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]*:/")  # a drive letter or a URL
 # Names that are unique in their data set (COCO and LVIS, Objects365, Open Images), which people
 # keep in other folders than the annotations say; other names are taken as they are.
@@ -247,12 +254,10 @@ def decode_image(
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image; whatever Pillow raises in the block becomes BadImage."""
+    """Open an image; whatever Pillow raises in the block becomes BadImage. Threads may do so."""
     try:
-        with _regular(path) as file, warnings.catch_warnings(), _own_pixel_limit():
-            warnings.simplefilter("ignore")  # of damaged metadata, which is not used
-            with Image.open(file, formats=_formats()) as image:
-                yield image
+        with _regular(path) as file, Image.open(file, formats=_formats()) as image:
+            yield image
     except BadImage:
         raise
     # Pillow raises OSError, SyntaxError, ValueError, struct.error, MemoryError and others.
@@ -276,20 +281,17 @@ def _regular(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-@contextlib.contextmanager
-def _own_pixel_limit() -> Iterator[None]:
-    """Switch Pillow's own limit off: ours is checked before pixels are decoded."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-
-
-@cache
 def _formats() -> tuple[str, ...]:
-    """Return the formats that this Pillow can open."""
-    Image.init()
+    """Return the formats that this Pillow can open; silence it, and switch its pixel limit off.
+
+    Limit and warnings belong to the process: setting and resetting them at each call would race
+    with other threads, one of which would refuse a good image. Ours is checked before decoding.
+    """
+    with _LOCK:
+        Image.init()
+        Image.MAX_IMAGE_PIXELS = None
+        if _SILENCE not in warnings.filters:  # of damaged metadata, which is not used
+            warnings.filterwarnings("ignore", category=UserWarning, module=_PILLOW)
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
@@ -300,11 +302,12 @@ def _is_turned(path: Path, image: Image.Image, hw: tuple[int, int], max_pixels: 
         BadImage: Too many pixels, or another size.
     """
     stored = (image.height, image.width)
-    if stored[0] * stored[1] > max_pixels:
-        raise BadImage(
-            "bad-image",
-            f"{path}: {stored[0]} x {stored[1]} pixels are more than --max-pixels {max_pixels}",
-        )
+    for height, width in (stored, _tile(image)):
+        if height * width > max_pixels:
+            raise BadImage(
+                "bad-image",
+                f"{path}: {height} x {width} pixels are more than --max-pixels {max_pixels}",
+            )
     if stored == tuple(hw):
         return False
     if stored[::-1] == tuple(hw) and image.getexif().get(ExifTags.Base.Orientation) in TURNED:
@@ -314,6 +317,14 @@ def _is_turned(path: Path, image: Image.Image, hw: tuple[int, int], max_pixels: 
         f"{path}: is {stored[0]} x {stored[1]} (height x width), the annotations state "
         f"{hw[0]} x {hw[1]}",
     )
+
+
+def _tile(image: Image.Image) -> tuple[int, int]:
+    """Return (height, width) of a TIFF's tiles, which are decoded whole; (0, 0) if it has none."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 0, 0
+    height, width = (image.tag_v2.get(tag, 0) for tag in (TILE_LENGTH, TILE_WIDTH))
+    return int(height), int(width)
 
 
 def _to_rgb(path: Path, image: Image.Image) -> NDArray[np.uint8]:

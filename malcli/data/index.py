@@ -1,76 +1,40 @@
-"""Columns on disk, and what makes a BoxTable of them: ids typed and checked, images joined.
+"""What makes a BoxTable of columns on disk: ids typed and checked, images joined.
 
 Every reader ends here. Knows no file format.
 """
 
 import json
 import mmap
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from malcli.data.checks import OK, STATUSES, Judge, note, short
+from malcli.data.checks import SHOWN, STATUSES, Judge, note, short
 from malcli.data.columns import encode_json, id_text
-from malcli.errors import DataFormatError, RunError
+from malcli.data.grouping import group_key, grouped, later_equals, repeated, rows_in_order
+from malcli.data.spool import Spooled, map_numbers, new_file
+from malcli.data.spool import spool as spool
+from malcli.errors import DataFormatError
+from malcli.records import BATCHES_KEPT as BATCHES_KEPT
 from malcli.records import (
+    STATUS_OK,
     BoxTable,
     Problems,
     box_schema,
     category_names,
-    group_by_image,
     image_schema,
-    release,
     to_records,
     xywh_of,
 )
 
 ROWS = 16_384  # of a batch
-BATCHES_KEPT = 16  # in memory, of those on disk that were read
-JUDGED = ("id", "image_id", "image", "status", "extra")  # columns that reading alone cannot say
-
-
-class Spooled(NamedTuple):
-    """Columns in a temporary file, memory-mapped."""
-
-    table: pa.Table
-    mapped: mmap.mmap
-
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield the batches that are not empty, in bounded memory."""
-        for number, batch in enumerate(self.table.to_batches()):
-            if batch.num_rows:
-                yield batch
-            if number % BATCHES_KEPT == 0:
-                release(self.mapped)
-
-
-def spool(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Spooled:
-    """Write batches to a temporary file and return them memory-mapped.
-
-    The file has no name, and its space is free again when the table is gone.
-
-    Raises:
-        RunError: The disk of temporary files is full.
-    """
-    try:
-        with tempfile.TemporaryFile(prefix="malcli-") as file:
-            with pa.ipc.new_file(file, schema) as writer:
-                for batch in batches:
-                    writer.write_batch(batch)
-            file.flush()
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise RunError(
-            f"{tempfile.gettempdir()}: cannot hold the columns of the annotations "
-            f"({error.strerror or error}); set TMPDIR to a folder with more space"
-        ) from error
-    return Spooled(pa.ipc.open_file(pa.py_buffer(mapped)).read_all(), mapped)
+DENSE = 8  # numbers an image id, at most, of a table of all numbers between the ids
 
 
 class ImageRows:
@@ -87,10 +51,14 @@ class ImageRows:
             texts = ids.to_pylist()
             self._by_text = {texts[row]: row for row in reversed(range(len(texts)))}
             self._by_text.pop(None, None)
-        else:
-            valid = np.flatnonzero(pc.is_valid(ids).to_numpy())
-            self._ids, first = np.unique(pc.drop_null(ids).to_numpy(), return_index=True)
-            self._first = valid[first].astype(np.int32)
+            return
+        valid = np.flatnonzero(pc.is_valid(ids).to_numpy())
+        self._ids, first = np.unique(pc.drop_null(ids).to_numpy(), return_index=True)
+        self._first = valid[first].astype(np.int32)
+        self._dense: NDArray[np.int32] | None = None  # the row of each number from the first id on
+        if self._ids.size and int(self._ids[-1]) - int(self._ids[0]) < DENSE * self._ids.size:
+            self._dense = np.full(self._ids[-1] - self._ids[0] + 1, -1, dtype=np.int32)
+            self._dense[self._ids - self._ids[0]] = self._first
 
     def find(self, ids: pa.ChunkedArray) -> NDArray[np.int32]:
         """Return the image row of each id, (N,); -1 if unknown or null."""
@@ -103,14 +71,26 @@ class ImageRows:
         found = np.full(len(ids), -1, dtype=np.int32)
         if self._ids.size:
             wanted = pc.fill_null(ids, 0).to_numpy()
-            place = np.minimum(np.searchsorted(self._ids, wanted), self._ids.size - 1)
-            match = (self._ids[place] == wanted) & pc.is_valid(ids).to_numpy()
-            found[match] = self._first[place[match]]
+            match = (wanted >= self._ids[0]) & (wanted <= self._ids[-1])
+            match &= pc.is_valid(ids).to_numpy()
+            found[match] = self._rows_of(wanted[match])
         return found
+
+    def _rows_of(self, wanted: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Return the rows of numbers between the first id and the last; -1 if unknown."""
+        if self._dense is not None:
+            return np.asarray(self._dense[wanted - self._ids[0]])
+        place = np.searchsorted(self._ids, wanted)
+        return np.where(self._ids[place] == wanted, self._first[place], np.int32(-1))
 
 
 def build_table(
-    path: Path, format: str, header: dict[str, Any], images: pa.Table, boxes: Spooled
+    path: Path,
+    format: str,
+    header: dict[str, Any],
+    images: pa.Table,
+    boxes: Spooled,
+    folder: Path | None = None,
 ) -> BoxTable:
     """Return the table of all boxes, each with its image and its status.
 
@@ -121,10 +101,12 @@ def build_table(
         images: Columns of `image_schema`.
         boxes: Columns of `box_schema`; `image` is not needed, and a `status` only where the reader
             skips a box by design.
+        folder: Where its files stay; None: with the temporary files, without names.
 
     Raises:
         DataFormatError: An annotation without id, two with the same, or two different images with
             the same id.
+        RunError: The disk is full.
     """
     problems = Problems()
     id_type = _type_of_ids(boxes.table, path)
@@ -134,59 +116,96 @@ def build_table(
     images = _typed(images, "id", image_id_type).select(image_schema(image_id_type).names)
     rows = ImageRows(images["id"])
     _check_images(path, images, rows, problems)
-    judge = Judge(images, sorted(category_names(header)), problems)
-    image = np.empty(boxes.table.num_rows, dtype=np.int32)
-    hashes = np.empty(boxes.table.num_rows, dtype=np.uint64)
-
-    def judged() -> Iterator[pa.RecordBatch]:
-        begin = 0
-        for batch in boxes.batches():
-            part = slice(begin, begin + batch.num_rows)
-            begin = part.stop
-            table = _typed(pa.Table.from_batches([batch]), "id", id_type)
-            table = _typed(table, "image_id", image_id_type)
-            image[part] = rows.find(table["image_id"])
-            status = judge.status(table, image[part])
-            hashes[part] = _hash(image[part], xywh_of(table["bbox"]), status == OK)
-            yield _judged_batch(table, image[part], status)
-
     schema = box_schema(id_type, image_id_type)
-    kept = pa.schema([schema.field(name) for name in JUDGED])
-    made = spool(kept, judged())
-    ids = made.table["id"]
-    _check_unique(path, ids)
-    _report_equal(ids, hashes, problems)
-    hashes.resize(0, refcheck=False)  # 240 MB of 30 million boxes
-    columns = [(made if name in JUDGED else boxes).table[name] for name in schema.names]
-    order, starts = group_by_image(image, images.num_rows)
+    judge = Judge(images, sorted(category_names(header)), problems)
+    made = _judged(boxes, schema, rows, judge, folder)
+    parts = {name: made if name in made.table.schema.names else boxes for name in schema.names}
+    _check_unique(path, parts["id"], folder)
+    order, starts, mapped = _grouped(parts, images.num_rows, problems, folder)
     result = BoxTable(
         path=path,
         format=format,
         header=header,
         images=images,
-        boxes=pa.Table.from_arrays(columns, schema=schema),
+        boxes=assemble(boxes.table, made.table),
         order=order,
         starts=starts,
         problems=problems,
-        mapped=(boxes.mapped, made.mapped),
+        mapped=(boxes.mapped, made.mapped, *mapped),
     )
     result.release()
     return result
 
 
-def _judged_batch(
-    table: pa.Table, image: NDArray[np.int32], status: NDArray[np.int8]
-) -> pa.RecordBatch:
-    named = pa.DictionaryArray.from_arrays(pa.array(status), pa.array(STATUSES))
-    values = {
-        "id": table["id"],
-        "image_id": table["image_id"],
-        "image": image,
-        "status": named.dictionary_decode(),
-        "extra": table["extra"],
-    }
-    (batch,) = pa.table(values).combine_chunks().to_batches()
-    return batch
+def assemble(read: pa.Table, judged: pa.Table) -> pa.Table:
+    """Return the columns of boxes: those that were judged, and else those that were read."""
+    names = box_schema(pa.int64(), pa.int64()).names
+    table = read.select([name for name in names if name not in judged.schema.names])
+    for place, name in enumerate(names):
+        if name in judged.schema.names:
+            # `Table.from_arrays` would touch each chunk, and page in 64 kB for it.
+            table = table.add_column(place, judged.schema.field(name), judged[name])
+    return table
+
+
+def _judged(
+    boxes: Spooled, schema: pa.Schema, rows: ImageRows, judge: Judge, folder: Path | None
+) -> Spooled:
+    """Return each box's image and status; also its ids, and `extra`, where ids become text."""
+    names = ["image", "status"]
+    keys = ("id", "image_id")
+    if any(boxes.table.schema.field(key).type != schema.field(key).type for key in keys):
+        names += [*keys, "extra"]
+    kept = pa.schema([schema.field(name) for name in names])
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for batch in boxes.batches():
+            table = pa.Table.from_batches([batch])
+            for key in keys:
+                table = _typed(table, key, schema.field(key).type)
+            image = rows.find(table["image_id"])
+            status = pa.array(judge.status(table, image))
+            named = pa.DictionaryArray.from_arrays(status, pa.array(STATUSES)).dictionary_decode()
+            values = {name: table[name] for name in names[2:]} | {"image": image, "status": named}
+            yield from pa.table(values).select(names).combine_chunks().to_batches()
+
+    return spool(kept, batches(), folder, "judged")
+
+
+def _grouped(
+    parts: dict[str, Spooled], images: int, problems: Problems, folder: Path | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64], tuple[mmap.mmap, ...]]:
+    """Return `order` and `starts` of a BoxTable, and the file of the first; report equal boxes."""
+    counts = np.zeros(images + 1, dtype=np.int64)
+    for batch in parts["image"].batches("image"):
+        np.add.at(counts, batch["image"].to_numpy(), 1)  # -1 counts in the last
+    starts = np.concatenate([[0], np.cumsum(counts[:-1])])
+    equal, first = 0, np.zeros(0, dtype=np.int64)
+    with new_file(folder, "order") as file:
+        for part in grouped(_keys(parts, images), starts, folder):
+            file.write(rows_in_order(part).tobytes())
+            later = later_equals(part)
+            equal += later.size
+            first = np.sort(np.concatenate([first, later]))[:SHOWN]
+        file.flush()
+        order, mapped = map_numbers(file)
+    ids = parts["id"].table["id"]
+    for number, row in enumerate(first.tolist()):
+        said = f"annotation {short(ids[row].as_py())}: the same box as an earlier annotation of its"
+        problems.add("equal-box", f"{said} image", 1 if number < first.size - 1 else equal - number)
+    return order, starts, mapped
+
+
+def _keys(parts: dict[str, Spooled], images: int) -> Iterator[NDArray[np.uint64]]:
+    """Yield what groups boxes, for each batch."""
+    begin = 0
+    judged = parts["image"].batches("image", "status")
+    for boxes, batch in zip(parts["bbox"].batches("bbox"), judged, strict=True):
+        image = batch["image"].to_numpy()
+        fine = pc.equal(batch["status"], STATUS_OK).to_numpy(zero_copy_only=False)
+        equal = _hash(image, xywh_of(boxes["bbox"]), fine)
+        yield np.stack([group_key(image, images, begin), equal], axis=1)
+        begin += batch.num_rows
 
 
 def _type_of_ids(table: pa.Table, path: Path | None = None) -> pa.DataType:
@@ -258,24 +277,40 @@ def _check_images(path: Path, images: pa.Table, rows: ImageRows, problems: Probl
     note(problems, "repeated-image", repeated, lambda row: f"images[{row}]: the same as before")
 
 
-def _check_unique(path: Path, ids: pa.ChunkedArray) -> None:
+def _check_unique(path: Path, boxes: Spooled, folder: Path | None) -> None:
     """Refuse annotations with equal ids."""
-    value: object
+    ids = boxes.table["id"]
     if pa.types.is_string(ids.type):
-        if pc.count_distinct(ids).as_py() == len(ids):
-            return
-        counts = pc.value_counts(ids)
-        value = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"].as_py()
+        hashes = {int(key) for key in repeated(_hashes(boxes), len(ids), folder)}
+        found: Counter[str] = Counter()
+        for batch in boxes.batches("id") if hashes else ():
+            found.update(text for text in batch["id"].to_pylist() if hash(text) in hashes)
+        values: list[object] = [text for text, count in found.items() if count > 1]
+    elif _increases(boxes):
+        return
     else:
-        numbers = np.concatenate([part.to_numpy() for part in ids.chunks] or [np.zeros(0)])
-        numbers.sort()
-        equal = np.flatnonzero(numbers[1:] == numbers[:-1])
-        if not equal.size:
-            return
-        value = int(numbers[equal[0]])
-    raise DataFormatError(
-        path, "two annotations have this id; give each its own", f"id {short(value)}"
-    )
+        numbers = (batch["id"].to_numpy() for batch in boxes.batches("id"))
+        values = repeated(numbers, len(ids), folder)[:1].tolist()
+    if values:
+        raise DataFormatError(
+            path, "two annotations have this id; give each its own", f"id {short(values[0])}"
+        )
+
+
+def _hashes(boxes: Spooled) -> Iterator[NDArray[np.int64]]:
+    for batch in boxes.batches("id"):
+        yield np.fromiter(map(hash, batch["id"].to_pylist()), np.int64, batch.num_rows)
+
+
+def _increases(boxes: Spooled) -> bool:
+    """Return whether each id is larger than the one before."""
+    last: int | None = None
+    for batch in boxes.batches("id"):
+        ids = batch["id"].to_numpy()
+        if (last is not None and ids[0] <= last) or not (ids[1:] > ids[:-1]).all():
+            return False
+        last = int(ids[-1])
+    return True
 
 
 def _hash(
@@ -294,24 +329,3 @@ def _hash(
         mixed ^= mixed >> np.uint64(27)
     mixed[~fine] = 0
     return mixed
-
-
-def _report_equal(ids: pa.ChunkedArray, hashes: NDArray[np.uint64], problems: Problems) -> None:
-    """Count boxes that equal an earlier one of their image."""
-    ordered = np.sort(hashes)
-    shared = np.unique(ordered[1:][(ordered[1:] == ordered[:-1]) & (ordered[1:] != 0)])
-    if shared.size:
-        rows = np.flatnonzero(np.isin(hashes, shared))
-        later = np.ones(rows.size, dtype=bool)
-        later[np.unique(hashes[rows], return_index=True)[1]] = False
-        rows = rows[later]
-        every = np.ones(rows.size, dtype=bool)
-        note(
-            problems,
-            "equal-box",
-            every,
-            lambda row: (
-                f"annotation {short(ids[int(rows[row])].as_py())}: "
-                "the same box as an earlier annotation of its image"
-            ),
-        )

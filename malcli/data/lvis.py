@@ -17,14 +17,14 @@ from malcli.data.columns import encode_json, is_text
 from malcli.records import BoxTable, Record, to_records
 
 
-def read_lvis(path: Path) -> BoxTable:
+def read_lvis(path: Path, folder: Path | None = None) -> BoxTable:
     """Read an LVIS file as `read_coco` does, with file names from the images' URLs.
 
     Raises:
         DataFormatError: It is not JSON, not LVIS, or its ids are missing or not unique.
-        RunError: The disk of temporary files is full.
+        RunError: The disk is full.
     """
-    return read_coco(path, "lvis", _name_by_url)
+    return read_coco(path, folder, "lvis", _name_by_url)
 
 
 def _name_by_url(images: pa.Table) -> pa.Table:

@@ -12,14 +12,14 @@ from malcli.data.coco import read_coco, write_coco
 from malcli.records import BoxTable, Record
 
 
-def read_objects365(path: Path) -> BoxTable:
+def read_objects365(path: Path, folder: Path | None = None) -> BoxTable:
     """Read an Objects365 file as `read_coco` does, every flag kept.
 
     Raises:
         DataFormatError: It is not JSON, not Objects365, or its ids are missing or not unique.
-        RunError: The disk of temporary files is full.
+        RunError: The disk is full.
     """
-    return read_coco(path, "objects365")
+    return read_coco(path, folder, "objects365")
 
 
 def write_objects365(path: Path, table: BoxTable, batches: Iterable[list[Record]]) -> int:

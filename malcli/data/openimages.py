@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from pyarrow import csv as arrow_csv
 
 from malcli.data.checks import GROUP, INSIDE, OK, STATUSES, short
-from malcli.data.columns import encode_json
+from malcli.data.columns import encode_json, join_members
 from malcli.data.images import find_folder
-from malcli.data.index import build_table, spool
+from malcli.data.index import build_table
 from malcli.data.sizes import Found, read_sizes
+from malcli.data.spool import spool
 from malcli.data.stream import open_regular
 from malcli.errors import DataFormatError, MissingImageError
 from malcli.records import BoxTable, box_schema, image_schema
@@ -255,11 +256,7 @@ def _extra(batch: pa.RecordBatch, bad: NDArray[np.bool_]) -> pa.Array:
             pc.if_else(rows, _members(name, batch[name]), pa.scalar(None, pa.string()))
             for name in SIDES
         ]
-    if not parts:
-        return pa.nulls(batch.num_rows, pa.string())
-    joined = pc.binary_join_element_wise(*parts, ",", null_handling="skip")
-    whole = pc.binary_join_element_wise("{", joined, "}", "")
-    return pc.if_else(pc.equal(joined, ""), pa.scalar(None, pa.string()), whole)
+    return join_members(parts, batch.num_rows)
 
 
 def _members(name: str, column: pa.Array) -> pa.Array:

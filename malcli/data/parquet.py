@@ -9,57 +9,25 @@ import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from malcli.data.checks import short
-from malcli.data.columns import (
-    encode_json,
-    is_text,
-    take_ids,
-    take_numbers,
-    take_rest,
-    take_texts,
-    take_whole,
-    take_xywh,
-)
-from malcli.data.index import ROWS, ImageRows, build_table, spool
+from malcli.data.columns import encode_json
+from malcli.data.index import ROWS, build_table
+from malcli.data.parquet_rows import RowMaker, parquet_schema
+from malcli.data.spool import spool
 from malcli.data.stream import open_regular
 from malcli.errors import DataFormatError
 from malcli.files import replacing
-from malcli.geometry.rle import RleError, from_segmentation
-from malcli.records import BOX_TYPE, BoxTable, Record, Rle, box_schema, category_names, image_schema
+from malcli.records import BoxTable, Record, box_schema, image_schema
 
 ROW_GROUP = 65_536  # rows; fixed, so that equal values give equal bytes
-LONGEST_SIDE = 65_535  # pixels; a mask of a larger image is kept in its own form only
-MASK_TYPE = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())])
 HEADER_KEYS = ("info", "licenses", "categories")
 OTHER_KEYS = "malcli.header"
-
-
-def parquet_schema(id_type: pa.DataType, image_id_type: pa.DataType) -> pa.Schema:
-    """Return the columns of the file; `score` and `status` are `malcli_score`, `malcli_status`."""
-    return pa.schema(
-        [
-            ("id", id_type),
-            ("image_id", image_id_type),
-            ("file_name", pa.string()),
-            ("height", pa.int32()),
-            ("width", pa.int32()),
-            ("category_id", pa.int64()),
-            ("category", pa.string()),
-            ("bbox", BOX_TYPE),
-            ("segmentation", MASK_TYPE),
-            ("area", pa.float64()),
-            ("iscrowd", pa.int8()),
-            ("score", pa.float64()),
-            ("status", pa.string()),
-            ("extra", pa.string()),
-        ]
-    )
 
 
 def images_path(path: Path) -> Path:
@@ -84,7 +52,7 @@ def write_parquet(path: Path, table: BoxTable, batches: Iterable[list[Record]]) 
     """
     id_type, image_id_type = (table.boxes.schema.field(key).type for key in ("id", "image_id"))
     schema = parquet_schema(id_type, image_id_type).with_metadata(_metadata(table.header))
-    rows = _RowMaker(table, schema)
+    rows = RowMaker(table, schema)
     with replacing(path) as temporary, replacing(images_path(path)) as temporary_images:
         _write(temporary_images, table.images.schema, iter(table.images.to_batches()))
         return _write(temporary, schema, map(rows.make, filter(None, batches)))
@@ -112,74 +80,6 @@ def _metadata(header: dict[str, Any]) -> dict[str, str]:
     metadata = {key: encode_json(header[key]) for key in HEADER_KEYS if key in header}
     rest = {key: value for key, value in header.items() if key not in HEADER_KEYS}
     return metadata | {OTHER_KEYS: encode_json(rest)}
-
-
-class _RowMaker:
-    """Makes rows of annotations, with what the images and categories say of them."""
-
-    def __init__(self, table: BoxTable, schema: pa.Schema) -> None:
-        self._schema = schema
-        self._images = table.images.select(["file_name", "height", "width"]).combine_chunks()
-        self._rows = ImageRows(table.images["id"])
-        self._categories = category_names(table.header)
-
-    def make(self, batch: list[Record]) -> pa.RecordBatch:
-        """Return the rows of annotations, which are left as they are."""
-        records = [dict(record) for record in batch]
-        ids, image_ids = (
-            take_ids(records, key, self._schema.field(key).type) for key in ("id", "image_id")
-        )
-        rows = self._rows.find(pa.chunked_array([image_ids]))
-        image = self._images.take(pa.array(rows, mask=rows < 0))
-        category_ids = take_whole(records, "category_id", pa.int64())
-        names = [self._categories.get(number) for number in category_ids.to_pylist()]
-        sides = zip(image["height"].to_pylist(), image["width"].to_pylist(), strict=True)
-        masks = [_take_mask(record, *hw) for record, hw in zip(records, sides, strict=True)]
-        values = {
-            "id": ids,
-            "image_id": image_ids,
-            "file_name": image["file_name"],
-            "height": image["height"],
-            "width": image["width"],
-            "category_id": category_ids,
-            "category": pa.array([n if n and is_text(n) else None for n in names], pa.string()),
-            "bbox": take_xywh(records, "bbox"),
-            "segmentation": pa.array(masks, MASK_TYPE),
-            "area": take_numbers(records, "area"),
-            "iscrowd": take_whole(records, "iscrowd", pa.int8(), see_bool=True),
-            "score": take_numbers(records, "malcli_score"),
-            "status": take_texts(records, "malcli_status"),
-            "extra": take_rest(records),
-        }
-        (made,) = pa.table(values, schema=self._schema).combine_chunks().to_batches()
-        return made
-
-
-def _take_mask(record: Record, height: int | None, width: int | None) -> Rle | None:
-    """Return an annotation's mask as RLE; unless it was just that, its own form stays."""
-    value = record.get("segmentation")
-    if value is None:
-        return None
-    if _is_rle(value):
-        del record["segmentation"]
-        return Rle(size=value["size"], counts=value["counts"])
-    hw = (height or 0, width or 0)
-    if not all(0 < side <= LONGEST_SIDE for side in hw):
-        return None
-    try:
-        return from_segmentation(value, hw)
-    except RleError:
-        return None
-
-
-def _is_rle(value: object) -> TypeGuard[Rle]:
-    """Return whether the column can say it: a `size` of integers, `counts` as text, no more."""
-    if not isinstance(value, dict) or value.keys() != {"size", "counts"}:
-        return False
-    size, counts = value["size"], value["counts"]
-    if not isinstance(size, list) or not isinstance(counts, str) or not is_text(counts):
-        return False
-    return all(type(side) is int and 0 <= side < 2**31 for side in size)
 
 
 def read_parquet(path: Path) -> BoxTable:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from malcli.data.images import BadImage, ImageFolder, check_image, resolve
 from malcli.geometry.boxes import clip_xyxy, expand_box, round_outward, size_class, xywh_to_xyxy
 from malcli.geometry.crops import crop_roi
+from malcli.geometry.released import box_pixels, image_part, nearby_roi, released_area
 from malcli.records import BoxTable
 
 CHECKED = 4096  # image records at a time
@@ -25,9 +26,11 @@ class Roi(NamedTuple):
         row: Its row in the table.
         image: (H, W, 3) uint8 RGB, shared by all boxes of the image.
         roi: (4,) int64 x0 y0 x1 y1 of its crop, pixels; may leave the image.
-        window: (4,) int64 x0 y0 x1 y1 of the pixels that its mask may take: the box rounded
-            outward, inside the image and the RoI.
-        size: Size class of the box as given: 0 small, 1 medium, 2 large.
+        window: (4,) int64 x0 y0 x1 y1 of the pixels that its mask may take, inside the image and
+            the RoI: the box rounded outward, or all of the RoI under `released`.
+        size: Size class of the box as given, for its threshold: 0 small, 1 medium, 2 large.
+        network_size: The class that the network is told, which may be `NO_SIZE`; None: `size`.
+        pixels: (4,) int64 x0 y0 x1 y1 of the box's whole pixels; None: the window.
     """
 
     row: int
@@ -35,6 +38,8 @@ class Roi(NamedTuple):
     roi: NDArray[np.int64]
     window: NDArray[np.int64]
     size: int
+    network_size: int | None = None
+    pixels: NDArray[np.int64] | None = None
 
     @property
     def image_hw(self) -> tuple[int, int]:
@@ -43,7 +48,12 @@ class Roi(NamedTuple):
 
 
 def image_rois(
-    image: NDArray[np.uint8], rows: NDArray[np.int64], xywh: NDArray[np.float64], margin: float
+    image: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    xywh: NDArray[np.float64],
+    margin: float,
+    geometry: str = "exact",
+    size_classes: str = "half-open",
 ) -> list[Roi]:
     """Return the RoIs of an image's boxes.
 
@@ -52,27 +62,48 @@ def image_rois(
         rows: (N,) rows of the boxes in their table.
         xywh: (N, 4) boxes, pixels, each with a part inside the image.
         margin: Context, in halves of the box, both sides together.
+        geometry: `exact`, or `released`: RoIs, windows and thresholds as the released code has.
+        size_classes: The network's law of size classes, `half-open` or `strict`.
 
-    Source: mal_spec 1.3, from the box clipped to the image (mal_spec 12).
+    Source: mal_spec 1.3, from the box clipped to the image (mal_spec 12); mal_spec 8 for
+    `released`.
     """
-    height, width = image.shape[:2]
-    box = clip_xyxy(xywh_to_xyxy(xywh), (height, width))
+    xyxy, image_hw = xywh_to_xyxy(xywh), (image.shape[0], image.shape[1])
+    area32 = released_area(xyxy)
+    with np.errstate(over="ignore"):
+        size = size_class(xywh[:, 2] * xywh[:, 3])
+    network_size = size_class(area32, "strict") if size_classes == "strict" else size
+    if geometry == "released":
+        roi, size = nearby_roi(xyxy, margin, image_hw), size_class(area32, "closed")
+        window, pixels = image_part(roi, image_hw), box_pixels(xyxy, image_hw)
+    else:
+        roi, window = _exact_roi(xyxy, margin, image_hw)
+        pixels = window
+    return [
+        Roi(int(rows[i]), image, roi[i], window[i], int(size[i]), int(network_size[i]), pixels[i])
+        for i in range(len(rows))
+    ]
+
+
+def _exact_roi(
+    xyxy: NDArray[np.float64], margin: float, image_hw: tuple[int, int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return RoIs (N, 4), and the boxes rounded outward, from boxes clipped to the image."""
+    box = clip_xyxy(xyxy, image_hw)
     window = round_outward(box)
     # A side too thin for float64, such as [5, 5 + 1e-20], still gets the pixel that it lies in.
     window[:, 2:] = np.maximum(window[:, 2:], window[:, :2] + 1)
     roi = expand_box(box, np.full_like(box, margin / 2))
     roi[:, :2] = np.minimum(roi[:, :2], window[:, :2])
     roi[:, 2:] = np.maximum(roi[:, 2:], window[:, 2:])
-    with np.errstate(over="ignore"):
-        size = size_class(xywh[:, 2] * xywh[:, 3])
-    return [Roi(int(rows[i]), image, roi[i], window[i], int(size[i])) for i in range(len(rows))]
+    return roi, window
 
 
-def crop_batch(rois: Sequence[Roi], crop_size: int) -> NDArray[np.uint8]:
-    """Return the crops of RoIs, (B, S, S, 3) uint8 RGB."""
+def crop_batch(rois: Sequence[Roi], crop_size: int, border: str = "reflect") -> NDArray[np.uint8]:
+    """Return the crops of RoIs, (B, S, S, 3) uint8 RGB; `border` as in `crop_roi`."""
     crops_BSS3 = np.empty((len(rois), crop_size, crop_size, 3), dtype=np.uint8)
     for crop, roi in zip(crops_BSS3, rois, strict=True):
-        crop[:] = crop_roi(roi.image, roi.roi, crop_size)
+        crop[:] = crop_roi(roi.image, roi.roi, crop_size, border)
     return crops_BSS3
 
 

@@ -9,7 +9,7 @@ import codecs
 import json
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -20,6 +20,7 @@ from malcli.errors import DataFormatError
 WINDOW = 1 << 20  # bytes read at a time; larger windows are slower (cache)
 MAX_VALUE = 1 << 28  # characters of one value: an annotation, or all the categories
 MAX_BATCH = 1 << 25  # characters of one batch of values
+MOST_BLANKS = 256  # characters between two elements
 LONGEST_TOKEN = 16  # characters; a token cut at the window's end fails this near to it
 OPEN_STRING = "Unterminated string"  # how the scanner says it
 LFS_POINTER = b"version https://git-lfs"
@@ -28,6 +29,7 @@ Columns = TypeVar("Columns")
 _decode = json.JSONDecoder().raw_decode
 # The first refuses NaN, Infinity and lone surrogates, which must not stop a job.
 _DECODERS: tuple[Callable[[str], Any], ...] = (msgspec.json.Decoder().decode, json.loads)
+_end_of_list = re.compile(r"\}[ \t\n\r]*\]").search
 _skip_blank = re.compile(r"[ \t\n\r]*").match
 
 
@@ -164,62 +166,58 @@ class JsonText:
                 in place of them; a ValueError says that it cannot.
         """
         self.expect("[")
-        if self.peek() == "]":
+        last = self.peek() == "]"
+        if last:
             self.expect("]")
-            return
+        decoders = (*((fast,) if fast else ()), *_DECODERS)
         batch: list[Any] = []
-        begin = self._before + self._at
-        window = -1
-        while True:
+        begin, window = self._before + self._at, -1
+        while not last:
+            block = None
             if window != self._before:  # once a window: a block that fails would fail again
                 window = self._before
-                done = self._converted(fast) if fast else None
-                if done is not None:
-                    if batch:
-                        yield batch
-                    yield done
-                    batch, begin = [], self._before + self._at
-                    self._read_on(WINDOW)
-                    continue
-                batch += self._block()
-            batch.append(self.value())
+                block = self._block(decoders)
+            if block is None:
+                batch.append(self.value())
             last = self.expect(",]") == "]"
             here = self._before + self._at
-            if last or len(batch) >= rows or here - begin > MAX_BATCH:
+            if batch and (last or block or len(batch) >= rows or here - begin > MAX_BATCH):
                 yield batch
                 batch, begin = [], here
-            if last:
-                return
+            if block is not None:
+                yield block
+                begin = here
+                if not last:
+                    self._read_on(WINDOW)
 
-    def _converted(self, fast: Callable[[str], Columns]) -> Columns | None:
-        """Consume the same elements as `_block`, if `fast` can convert them."""
-        cut = self._text.rfind("},", self._at)
-        if cut < 0:
-            return None
-        try:
-            done = fast(f"[{self._text[self._at : cut + 1]}]")
-        except (ValueError, RecursionError):
-            return None
-        self._at = cut + 2
-        return done
-
-    def _block(self) -> list[Any]:
-        """Consume the elements up to the last `},` in the window, if it ends one; for speed.
+    def _block(self, decoders: Iterable[Callable[[str], Any]]) -> Any:  # noqa: ANN401
+        """Consume most elements of the window and return them decoded; None if that is not easy.
 
         Elements that decode between brackets are whole: a cut inside one leaves something open.
         """
-        cut = self._text.rfind("},", self._at)
-        text = f"[{self._text[self._at : cut + 1]}]"
-        values: list[Any] = []
-        for decode in _DECODERS:
-            try:
-                values = decode(text)
-            except (ValueError, RecursionError):
-                continue
-            break
-        if values:
-            self._at = cut + 2
-        return values
+        for decode in decoders:
+            for cut in self._cuts():
+                try:
+                    values = decode(f"[{self._text[self._at : cut]}]")
+                except (ValueError, RecursionError):
+                    continue
+                self._at = cut
+                return values
+        return None
+
+    def _cuts(self) -> Iterator[int]:
+        """Yield where objects end that may be elements: the last but one, or the last, of all."""
+        at = len(self._text)
+        while (at := self._text.rfind("{", self._at, at)) >= 0:
+            begin = max(self._at, at - MOST_BLANKS)
+            before = self._text[begin:at].rstrip()
+            behind = before[:-1].rstrip()
+            if before.endswith(",") and behind.endswith("}"):
+                yield begin + len(behind)
+                break
+        end = _end_of_list(self._text, self._at)
+        if end:
+            yield end.start() + 1
 
     def finish(self) -> None:
         """Check that nothing follows.

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -25,6 +27,7 @@ from malcli.geometry.boxes import (
     xywh_to_xyxy,
 )
 from malcli.geometry.crops import crop_roi
+from malcli.geometry.released import box_pixels, released_area
 from malcli.records import BoxTable
 
 
@@ -36,6 +39,8 @@ class CropRule:
     theta: float
     expansion: str
     border: str
+    box_mask: str
+    size_classes: str
     max_pixels: int
     seed: int
     odds: ViewOdds
@@ -49,6 +54,8 @@ class RoiBatch:
         crop_BCHW: (B, 3, S, S) uint8 RGB.
         box_B4: (B, 4) float32 box x0 y0 x1 y1 in the unit square of its crop.
         image_B4: (B, 4) float32 the image's rectangle in the same frame.
+        profile_B2S: (B, 2, S) uint8 0/1: rows, then columns of the crop that the box takes under
+            `--box-mask inclusive`; (B, 2, 0) under `exact`.
         size_B: (B,) int64 size class of the box.
         views_BN: (B, 9) float32 parameters of `draw_views`.
         valid_B: (B,) float32 1, or 0 where the image could not be read.
@@ -58,6 +65,7 @@ class RoiBatch:
     crop_BCHW: Tensor
     box_B4: Tensor
     image_B4: Tensor
+    profile_B2S: Tensor
     size_B: Tensor
     views_BN: Tensor
     valid_B: Tensor
@@ -68,13 +76,16 @@ class RoiBatch:
         return RoiBatch(*(getattr(self, item.name).pin_memory() for item in fields(self)))
 
     def to(self, device: torch.device) -> "RoiBatch":
-        """Return the batch on a device; the views' parameters stay on the CPU."""
+        """Return the batch on a device, without waiting for the copies.
+
+        The size classes stay where they are: the decoder asks for them by value.
+        """
         moved = {
             item.name: getattr(self, item.name).to(device, non_blocking=True)
             for item in fields(self)
-            if item.name != "views_BN"
+            if item.name != "size_B"
         }
-        return RoiBatch(views_BN=self.views_BN, **moved)
+        return RoiBatch(size_B=self.size_B, **moved)
 
 
 def training_rows(table: BoxTable, min_box_area: float, keep_crowd: bool) -> NDArray[np.int64]:
@@ -122,7 +133,7 @@ class TrainingCrops(Dataset[dict[str, NDArray[Any]]]):
         number = int(self.image[row])
         hw = (int(self.hw[number, 0]), int(self.hw[number, 1]))
         box = clip_xyxy(self.xyxy[row], hw)
-        roi = expand_box(box, margins)
+        roi = expand_box(box, margins, "released" if rule.expansion == "released" else "exact")
         try:
             image = decode_image(
                 resolve(self.folder.root, self.names[number] or ""), hw, rule.max_pixels
@@ -131,16 +142,63 @@ class TrainingCrops(Dataset[dict[str, NDArray[Any]]]):
         except BadImage:
             crop, valid = np.zeros((rule.crop_size, rule.crop_size, 3), np.uint8), 0.0
         whole = np.array([0.0, 0.0, hw[1], hw[0]])
-        area = np.asarray(np.prod(self.xyxy[row, 2:] - self.xyxy[row, :2]))
+        if rule.box_mask == "inclusive":
+            profile = box_profiles(box, roi, hw, rule.crop_size, wrap=rule.border == "wrap")
+        else:
+            profile = np.zeros((2, 0), np.uint8)
         return {
             "crop_BCHW": crop.transpose(2, 0, 1),
             "box_B4": roi_frame(box, roi).astype(np.float32),
             "image_B4": roi_frame(whole, roi).astype(np.float32),
-            "size_B": size_class(area),
+            "profile_B2S": profile,
+            "size_B": box_size(self.xyxy[row], rule.size_classes),
             "views_BN": views,
             "valid_B": np.asarray(valid, np.float32),
             "row_B": np.asarray(row, np.int64),
         }
+
+
+def box_size(xyxy: NDArray[np.float64], law: str) -> NDArray[np.int64]:
+    """Return the size class of a box (4,) as given, not clipped; `strict` takes float32 areas."""
+    if law == "strict":
+        return size_class(released_area(xyxy), law)
+    return size_class(np.asarray(np.prod(xyxy[2:] - xyxy[:2])), law)
+
+
+def box_profiles(
+    xyxy: NDArray[np.float64],
+    roi: NDArray[np.int64],
+    image_hw: tuple[int, int],
+    size: int,
+    *,
+    wrap: bool,
+) -> NDArray[np.uint8]:
+    """Return the rows and columns of a crop that its box takes by the released rule, (2, size).
+
+    The released mask is a rectangle of whole pixels, both ends included, cropped and resized as
+    the image is. Pillow's resize goes one axis at a time and rounds after each, and the values
+    between are 0 and 1 again, so its result is the outer product of these two vectors of 0 and 1.
+
+    Args:
+        xyxy: (4,) box inside the image, pixels.
+        roi: (4,) the crop's RoI, x0 y0 x1 y1, pixels.
+        image_hw: (height, width) of the image.
+        size: Side of the crop, pixels.
+        wrap: The crop goes on at the opposite side of the image, and the box with it; otherwise
+            the box ends with the image.
+
+    Source: mal_spec 1.7, 1.8.
+    """
+    pixels = box_pixels(xyxy, image_hw)
+    profiles = []
+    for axis in (1, 0):
+        length = image_hw[1 - axis]
+        place = np.arange(roi[axis], roi[axis + 2])
+        place = place % length if wrap else place
+        taken = ((place >= pixels[axis]) & (place < pixels[axis + 2])).astype(np.uint8)
+        line = Image.fromarray(taken[None, :])
+        profiles.append(np.asarray(line.resize((size, 1), Image.Resampling.BICUBIC))[0])
+    return np.stack(profiles)
 
 
 def collate(samples: Sequence[dict[str, NDArray[Any]]]) -> RoiBatch:
@@ -156,7 +214,7 @@ class EpochOrder(Sampler[list[tuple[int, int]]]):
 
     Global batch g takes places [g * B * W, (g + 1) * B * W) of the permutation and process r the
     r-th B of them, so W processes see the crops that one process with batch B * W sees. The last
-    batch is filled from the permutation's start.
+    optimiser step's batches are filled from the permutation's start.
 
     Args:
         rows: Rows of the boxes to train on.
@@ -164,10 +222,17 @@ class EpochOrder(Sampler[list[tuple[int, int]]]):
         rank: This process.
         world: Number of processes.
         seed: Seed of the permutation.
+        group: Batches per optimiser step; an epoch has a multiple of them.
     """
 
     def __init__(
-        self, rows: NDArray[np.int64], batch_size: int, rank: int, world: int, seed: int
+        self,
+        rows: NDArray[np.int64],
+        batch_size: int,
+        rank: int,
+        world: int,
+        seed: int,
+        group: int = 1,
     ) -> None:
         """Start at the first batch of epoch 0."""
         self.rows = rows
@@ -175,13 +240,14 @@ class EpochOrder(Sampler[list[tuple[int, int]]]):
         self.rank = rank
         self.world = world
         self.seed = seed
+        self.group = group
         self.epoch = 0
         self.first = 0
 
     @property
     def batches(self) -> int:
         """Batches of a whole epoch."""
-        return -(-len(self.rows) // (self.batch_size * self.world))
+        return -(-len(self.rows) // (self.batch_size * self.world * self.group)) * self.group
 
     def start(self, epoch: int, first: int) -> None:
         """Take batches from `first` on, of an epoch, at the next iteration."""
@@ -218,3 +284,16 @@ def rectangle_mask(rectangle_B4: Tensor, side: int) -> Tensor:
 
     columns, rows = along(scaled[:, 0], scaled[:, 2]), along(scaled[:, 1], scaled[:, 3])
     return rows[:, :, None] * columns[:, None, :]
+
+
+def profile_mask(profile_B2S: Tensor, side: int) -> Tensor:
+    """Return the mask of `box_profiles` resized bilinearly, (B, side, side) in [0, 1].
+
+    Args:
+        profile_B2S: (B, 2, S) rows and columns, 0 or 1.
+        side: Cells along each axis.
+
+    Source: mal_spec 5; both the mask and bilinear resizing are products of rows and columns.
+    """
+    lines_B2s = F.interpolate(profile_B2S.float(), side, mode="linear", align_corners=False)
+    return lines_B2s[:, 0, :, None] * lines_B2s[:, 1, None, :]

@@ -15,13 +15,14 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from malcli.data.columns import take_ids
 from malcli.data.folders import refuse_foreign, replacing_folder
 from malcli.data.images import BadImage, resolve
 from malcli.data.index import ImageRows
 from malcli.data.yolo import label_path
-from malcli.geometry.polygons import one_polygon
+from malcli.geometry.polygons import bridge, polygons_of
 from malcli.geometry.rle import RleError, from_segmentation
 from malcli.records import BoxTable, Record, category_names
 
@@ -147,13 +148,22 @@ class _Lines:
         if not all(hw):
             return "of images without a size"
         if self._polygons:
-            try:
-                polygon = one_polygon(from_segmentation(record.get("segmentation"), hw))
-            except RleError:
-                return "without a mask"
-            points = np.reshape(polygon, (-1, 2)) / (hw[1], hw[0])
-            return _text(number, points.ravel().tolist()) if polygon else "with an empty mask"
+            return self._polygon(number, record, hw)
         return self._box(number, record.get("bbox"), hw)
+
+    def _polygon(self, number: int, record: Record, hw: tuple[int, int]) -> str:
+        try:
+            parts = polygons_of(from_segmentation(record.get("segmentation"), hw))
+        except RleError:
+            return "without a mask"
+        if not parts:
+            return "with an empty mask"
+        if len(parts) > 1:
+            self._lost["masks of several parts, joined by bridges"] += 1
+        points = bridge([np.reshape(part, (-1, 2)) for part in parts])
+        if not _is_box(record.get("bbox"), points.min(axis=0), points.max(axis=0)):
+            self._lost["boxes, which become those of their masks"] += 1
+        return _text(number, (points / (hw[1], hw[0])).ravel().tolist())
 
     def _box(self, number: int, bbox: object, hw: tuple[int, int]) -> str:
         try:
@@ -167,6 +177,15 @@ class _Lines:
         if x < 0 or y < 0 or x + w > hw[1] or y + h > hw[0]:
             self._lost["parts of boxes outside their image"] += 1
         return _text(number, [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0])
+
+
+def _is_box(bbox: object, low: NDArray[np.int64], high: NDArray[np.int64]) -> bool:
+    """Return whether a box is that of these corners, to a pixel."""
+    try:
+        x, y, w, h = np.asarray(bbox, dtype=np.float64).reshape(4).tolist()
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return bool(np.abs(np.array([x, y, x + w, y + h]) - [*low, *high]).max() <= 1)
 
 
 def _plain(value: object) -> int:

@@ -6,6 +6,7 @@ Also says what a format cannot express. Opens no file.
 import json
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -29,6 +30,8 @@ def losses_of_table(table: BoxTable, to: str) -> Counter[str]:
     if to in EXPORTS:
         lost.update(f"header '{key}'" for key in table.header if key != "categories")
         lost["other keys of images"] = len(extra) - extra.null_count
+        lost.update(_lost_of_categories(table.header, to))
+        lost["ids of images, which get others"] = _lost_image_ids(table.images, to)
     if to == "openimages":
         lost["images without boxes"] = int((table.starts[1:] == table.starts[:-1]).sum())
     if to == "lvis":
@@ -39,6 +42,32 @@ def losses_of_table(table: BoxTable, to: str) -> Counter[str]:
                 has = pc.or_(has, named)
             lost[f"images without {key}, which LVIS needs"] = pc.sum(pc.invert(has)).as_py() or 0
     return +lost
+
+
+def _lost_of_categories(header: dict[str, Any], to: str) -> Counter[str]:
+    """Count what a list of names, numbered by YOLO from 0 and by Open Images from 1, cannot say."""
+    lost: Counter[str] = Counter()
+    known = [each for each in header.get("categories") or () if isinstance(each, dict)]
+    places = {number: place for place, number in enumerate(sorted(category_names(header)))}
+    for row, each in enumerate(known, 1):
+        said = {"id", "name"} | ({"mid"} if to == "openimages" else set())
+        lost["other keys of categories"] += not each.keys() <= said
+        number: Any = each.get("id")
+        same = number == (places.get(number) if to == "yolo" else row)
+        lost["ids of categories, which get others"] += not same
+    return lost
+
+
+def _lost_image_ids(images: pa.Table, to: str) -> int:
+    """Count the images whose id is not what the reader makes of their name."""
+    ids = images["id"].to_pylist()
+    if to == "yolo":
+        return sum(number != row for row, number in enumerate(ids, 1))
+    names = (PurePosixPath(name or "") for name in images["file_name"].to_pylist())
+    return sum(
+        text != str(name.with_suffix("") if name.name else "")
+        for text, name in zip(ids, names, strict=True)
+    )
 
 
 class Changes:

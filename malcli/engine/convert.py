@@ -6,7 +6,7 @@ import tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from malcli.config import ConvertConfig
 from malcli.data.formats import (
@@ -24,6 +24,9 @@ from malcli.engine.changes import Changes, losses_of_table
 from malcli.errors import ConfigError, MissingImageError, OutputError
 from malcli.files import write_error
 from malcli.records import BoxTable
+
+if TYPE_CHECKING:
+    from malcli.engine.convert_weights import WeightsResult
 
 CHECKPOINTS = (".safetensors", ".ckpt", ".pth")
 
@@ -69,19 +72,26 @@ class ConvertResult:
         return plain
 
 
-def convert(config: ConvertConfig) -> ConvertResult:
-    """Convert an annotation file.
+def convert(config: ConvertConfig) -> "ConvertResult | WeightsResult":
+    """Convert an annotation file, or the checkpoint of another program.
 
     Raises:
+        CheckpointError: The source is a checkpoint that malcli cannot read.
         ConfigError: A format is unknown, or settings contradict each other.
         DataFormatError: The source cannot be understood.
         MissingImageError: Image sizes are needed, and none of the images is there.
         OutputError: The target is the source, or holds something else.
         RunError: The disk is full.
     """
-    for path in (config.src, config.dst):
-        if path.suffix.lower() in CHECKPOINTS:
-            raise ConfigError(f"{path}: this version does not convert checkpoints yet")
+    if any(path.suffix.lower() in CHECKPOINTS for path in (config.src, config.dst)):
+        from malcli.engine.convert_weights import convert_weights  # imports torch
+
+        return convert_weights(config)
+    return convert_annotations(config)
+
+
+def convert_annotations(config: ConvertConfig) -> ConvertResult:
+    """Convert an annotation file; errors as in `convert`."""
     if config.boxes_only and (config.rle or config.drop_unlabelled):
         raise ConfigError("--boxes-only leaves no masks; give it without --rle, --drop-unlabelled")
     to = format_of_output(config.dst, config.to)

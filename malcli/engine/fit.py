@@ -4,7 +4,6 @@ Masks in the boxes' file, and areas that came from them, are never read.
 """
 
 import contextlib
-import copy
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,19 +21,15 @@ from malcli.data.formats import open_boxes, select
 from malcli.data.images import find_images
 from malcli.data.training import CropRule, TrainingCrops, training_rows
 from malcli.engine import launch, runs
+from malcli.engine.failures import failures_named
+from malcli.engine.networks import build_networks, with_architecture_of_weights
 from malcli.engine.signals import StopFlag
 from malcli.engine.trainer import Trainer
 from malcli.errors import DataFormatError
 from malcli.files import hash_file
-from malcli.model.checkpoint import (
-    Checkpoint,
-    load_labeler_weights,
-    read_tensors,
-    with_quality,
-)
-from malcli.model.encoders import licence_of, load_encoder_weights, load_hub_weights
-from malcli.model.labeler import Architecture, MaskLabeler, build_labeler
+from malcli.model.checkpoint import Checkpoint, with_quality
 from malcli.model.locate import CHECKPOINT_NAME
+from malcli.model.pretrained import licence_of
 from malcli.records import BoxTable
 from malcli.report.progress import log
 from malcli.settings import parse_thresholds, to_plain
@@ -81,24 +76,25 @@ def fit(config: FitConfig) -> FitResult:
     device = launch.choose_device(config.device)
     precision = launch.choose_precision(config.precision, device)
     accelerator = launch.make_accelerator(device, precision)
+    given, config = config, with_architecture_of_weights(config)
     run, continued = runs.choose_run(config)
     accelerator.wait_for_everyone()  # before the first process makes the folder
     table = select(
         open_boxes(config.data, config.format, config.images), config.categories, config.limit
     )
     rows = _rows(config, table)
-    folder = find_images(config.data, table, config.images)
-    crops = TrainingCrops(table, folder, _rule(config))
-    torch.manual_seed(config.seed)
-    student, teacher, architecture = _networks(config, continued)
-    saved = Checkpoint(student, teacher, architecture, threshold, _public(config))
-    if accelerator.is_main_process:
-        _describe(config, table, rows, run, f"{device.type}, {precision}")
-        runs.prepare_folder(run, config, hash_file(config.data), continued)
-    accelerator.wait_for_everyone()
+    crops = TrainingCrops(table, find_images(config.data, table, config.images), _rule(config))
     check = partial(validate, config, run) if config.val else None
-    trainer = Trainer(config, run, accelerator, saved, crops, rows, check)
-    with StopFlag() as stop, _flush_denormals():
+    with StopFlag() as stop, _flush_denormals(), failures_named(run):
+        torch.manual_seed(config.seed)
+        student, teacher, architecture = build_networks(config, continued)
+        saved = Checkpoint(student, teacher, architecture, threshold, _public(config))
+        trainer = Trainer(config, run, accelerator, saved, crops, rows, check)
+        if accelerator.is_main_process:
+            _describe_data(table, rows)
+            _describe_start(given, trainer, f"{device.type}, {precision}", continued)
+            runs.prepare_folder(run, config, hash_file(config.data), continued)
+        accelerator.wait_for_everyone()
         trainer.train(stop, continued)
     result = FitResult(
         run=run,
@@ -158,49 +154,12 @@ def _rule(config: FitConfig) -> CropRule:
         theta=config.theta,
         expansion=config.expansion,
         border=config.border,
+        box_mask=config.box_mask,
+        size_classes=config.size_classes,
         max_pixels=config.max_pixels,
         seed=config.seed,
         odds=ViewOdds(config.flip, config.jitter, config.grey, config.blur),
     )
-
-
-def _networks(config: FitConfig, continued: bool) -> tuple[MaskLabeler, MaskLabeler, Architecture]:
-    """Return student, teacher and what builds them, with their starting weights."""
-    architecture = Architecture(
-        encoder=config.encoder,
-        decoder=config.decoder,
-        crop_size=config.crop_size,
-        channels=config.channels,
-        key_pool=config.key_pool,
-        key_layers=config.key_layers,
-        upsample_before=config.upsample_before,
-        size_scaling=config.size_scaling,
-    )
-    student = build_labeler(architecture)
-    # A resumed run has all weights in its own state.
-    if not continued:
-        _start_weights(config, student)
-    if config.teacher_start == "copy":
-        teacher = copy.deepcopy(student)
-    else:
-        teacher = build_labeler(architecture)
-        teacher.encoder.load_state_dict(student.encoder.state_dict())
-    return student.train(), teacher.eval().requires_grad_(False), architecture
-
-
-def _start_weights(config: FitConfig, student: MaskLabeler) -> None:
-    """Load pretrained weights: from the hub, a local file, or none."""
-    if config.weights == "none":
-        return
-    if config.weights is None:
-        load_hub_weights(student.encoder, config.encoder, config.crop_size)
-        return
-    path = Path(config.weights)
-    tensors = read_tensors(path)
-    if any(key.startswith("student.") for key in tensors):
-        load_labeler_weights(student, tensors, path)
-    else:
-        load_encoder_weights(student.encoder, tensors, path, config.crop_size)
 
 
 def _public(config: FitConfig) -> dict[str, Any]:
@@ -225,15 +184,45 @@ def _quality(config: FitConfig, scores: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _describe(
-    config: FitConfig, table: BoxTable, rows: NDArray[np.int64], run: Path, machine: str
-) -> None:
-    """Say on stderr what is about to happen."""
+def _describe_data(table: BoxTable, rows: NDArray[np.int64]) -> None:
+    """Say on stderr what is trained on."""
     log(f"fit: {len(rows)} of {table.boxes.num_rows} boxes in {table.images.num_rows} images")
     for kind, count in table.problems.counts.items():
         log(f"fit: {count} {kind}, such as {table.problems.examples[kind][0]}")
-    log(f"fit: encoder {config.encoder}, its weights' licence: {licence_of(config.encoder)}")
-    log(f"fit: {machine}; run folder {run}")
+
+
+def _describe_start(given: FitConfig, trainer: Trainer, machine: str, continued: bool) -> None:
+    """Say on stderr what is trained, how, and where to.
+
+    Args:
+        given: The settings before the weights' own architecture took their place.
+        trainer: Ready to start.
+        machine: Device and precision.
+        continued: The values are those of an earlier start.
+    """
+    config, student = trainer.config, trainer.student
+    encoder = student.encoder
+    if config != given:
+        log(f"fit: the architecture is that of {given.weights}, at crops of {config.crop_size}")
+    elif config.stem == "convolutional" and config.weights != "none" and not continued:
+        log("fit: the convolutional stem starts from random values, not from a pretrained one")
+    side = config.crop_size // encoder.stride
+    log(
+        f"fit: encoder {config.encoder} (weights: {licence_of(config.encoder)}), "
+        f"{encoder.channels} x {side} x {side} features at stride {encoder.stride}"
+    )
+    millions = sum(parameter.numel() for parameter in student.parameters()) / 1e6
+    log(
+        f"fit: decoder {config.decoder}, {student.grid} x {student.grid} masks; "
+        f"{millions:.1f} million parameters; {machine}"
+    )
+    world = trainer.accelerator.num_processes
+    log(
+        f"fit: batches of {trainer.global_batch} ({config.batch_size} x {config.grad_accum} "
+        f"accumulated x {world} process{'es' if world > 1 else ''}), peak learning rate "
+        f"{trainer.schedule.peak:.3g}, {trainer.steps_per_epoch} steps an epoch, "
+        f"{trainer.last_step} in all; run folder {trainer.run}"
+    )
 
 
 @contextlib.contextmanager

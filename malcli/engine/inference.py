@@ -31,6 +31,7 @@ from malcli.engine.predictor import LabelRule, Predictor
 from malcli.engine.survey import workers_of
 from malcli.errors import RunError
 from malcli.geometry.crops import paste_mask
+from malcli.geometry.released import paste_bilinear
 from malcli.geometry.rle import empty_rle, encode_crop
 from malcli.model.checkpoint import Checkpoint
 from malcli.records import STATUS_EMPTY, STATUS_OK, BoxTable
@@ -103,6 +104,7 @@ def open_road(
         margin=config.margin,
         min_score=config.min_score or 0.0,
         max_pixels=config.max_pixels,
+        geometry=config.geometry,
     )
     device = choose_device(config.device)
     precision = choose_precision(manifest.precision, device)
@@ -185,7 +187,15 @@ class Road:
             except BadImage as error:
                 return [], rows, error
         with self.watch.cpu("crop"):
-            return image_rois(image, rows, self.table.xywh(rows), self.rule.margin), rows, None
+            rois = image_rois(
+                image,
+                rows,
+                self.table.xywh(rows),
+                self.rule.margin,
+                self.rule.geometry,
+                self.predictor.size_classes,
+            )
+            return rois, rows, None
 
     def _rois(
         self,
@@ -201,7 +211,7 @@ class Road:
 
     def _crop(self, rois: list[Roi]) -> tuple[list[Roi], NDArray[np.uint8]]:
         with self.watch.cpu("crop"):
-            return rois, crop_batch(rois, self.rule.crop_size)
+            return rois, crop_batch(rois, self.rule.crop_size, self.rule.border)
 
     def _predict(
         self, batch: tuple[list[Roi], NDArray[np.uint8]]
@@ -236,15 +246,16 @@ class Road:
     def _outcome(
         self,
         roi: Roi,
-        prob_GG: NDArray[np.float32],
+        prob_map: NDArray[np.float32],
         refined_SS: NDArray[np.float32] | None = None,
     ) -> Outcome:
         """Return a box's mask and score: the mean probability inside the mask."""
+        paste = paste_bilinear if self.rule.geometry == "released" else paste_mask
         with self.watch.cpu("paste"):
-            prob = paste_mask(prob_GG, roi.roi, roi.window)
+            prob = paste(prob_map, roi.roi, roi.window)
             mask = prob > self.rule.threshold[roi.size]
             if refined_SS is not None:
-                mask = paste_mask(refined_SS, roi.roi, roi.window) > 0.5
+                mask = paste(refined_SS, roi.roi, roi.window) > 0.5
             area = int(np.count_nonzero(mask))
             score = round(float(prob[mask].mean(dtype=np.float64)), 6) if area else 0.0
         with self.watch.cpu("encode"):

@@ -95,7 +95,7 @@ def job_of(config: LabelConfig, settings: dict[str, Any], checkpoint: Path) -> J
     """
     boxes = hash_input(config.boxes)
     settings = settings | {"format": config.format or recognise(config.boxes)}
-    return Job(boxes, hash_file(checkpoint), settings)
+    return Job(boxes, _digest(checkpoint), settings)
 
 
 def job_to_merge(config: LabelConfig, out: Path) -> Job:

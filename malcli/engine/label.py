@@ -245,6 +245,8 @@ class _Start:
             if preset_of(self.result.checkpoint):
                 said += "; of the released code: its preset holds where you set nothing"
             log(f"label: checkpoint {self.result.checkpoint} ({said})")
+            for note in self._loaded.notes:
+                log(f"label: {note}")
         return self._loaded
 
     def _label(

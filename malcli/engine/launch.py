@@ -8,11 +8,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from malcli.engine.doctor import auto_precision, unsupported_gpu_message
 from malcli.engine.signals import StopFlag
@@ -21,6 +22,8 @@ from malcli.errors import ConfigError
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 POLL_SECONDS = 0.1
 END_SECONDS = 10.0
+# The first process validates while the others wait; one that dies ends them without this.
+COLLECTIVE_TIMEOUT = timedelta(hours=3)
 ACCELERATE_NAMES = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 
 
@@ -69,7 +72,10 @@ def make_accelerator(device: torch.device, precision: str) -> Accelerator:
     return Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=ACCELERATE_NAMES[precision],
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
+        ],
     )
 
 

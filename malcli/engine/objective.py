@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from malcli.config import FitConfig
 from malcli.data.augment import flip_where, student_view
-from malcli.data.training import RoiBatch, rectangle_mask
+from malcli.data.training import RoiBatch, profile_mask, rectangle_mask
 from malcli.losses.crf import crf_loss, mean_field
 from malcli.losses.mil import mil_loss, outside_loss
 from malcli.model.labeler import MaskLabeler
@@ -51,24 +51,26 @@ def batch_losses(
         config: The fit's settings.
         batch: Crops on the device; those that are not valid count 0.
         student: The task network, for its sizes and normalisation.
-        teacher: Its moving average, in the teacher's view (no jitter).
+        teacher: Its moving average, in evaluation mode; it sees the view without jitter.
         model: The task network as prepared by Accelerate, which the gradient flows through.
         autocast: Mixed precision for the teacher; losses and mean field are float32.
         watch: Where the time goes.
 
     Source: Sec. 3.3, Eqs. 2-5; mal_spec 5.
     """
-    side = student.grid
+    side = loss_side(config, student)
     with watch.time("views"), torch.no_grad():
         clean_BCHW = flip_where(batch.crop_BCHW, batch.views_BN)
         jittered_BCHW = student.normalise(student_view(clean_BCHW, batch.views_BN))
         clean_BCHW = student.normalise(clean_BCHW)
-        box_Bhw = flip_where(rectangle_mask(batch.box_B4, side), batch.views_BN)
+        box_Bhw = flip_where(box_mask(batch, side), batch.views_BN)
         inside_Bhw = inside_image(batch, side) if config.border == "reflect" else None
     with watch.time("student"):
-        prob_Bhw = model(jittered_BCHW, batch.size_B).float().sigmoid()
-    with watch.time("teacher"), torch.no_grad(), autocast():
-        teacher_Bhw = teacher(clean_BCHW, batch.size_B).float().sigmoid()
+        prob_Bhw = probabilities(model(jittered_BCHW, batch.size_B), side)
+    with watch.time("teacher"), torch.no_grad():
+        with autocast():
+            logits_Bhw = teacher(clean_BCHW, batch.size_B)
+        teacher_Bhw = probabilities(logits_Bhw, side)
     with watch.time("mean field"):
         refined_Bhw = refine(
             config,
@@ -85,6 +87,37 @@ def batch_losses(
     return mil, crf, outside
 
 
+def loss_side(config: FitConfig, labeler: MaskLabeler) -> int:
+    """Return the side of the grid that the losses see: the decoder's own, or the crop's."""
+    return config.crop_size if config.loss_size == "crop" else labeler.grid
+
+
+def probabilities(logits_Bhw: Tensor, side: int) -> Tensor:
+    """Return the sigmoid of logits resized bilinearly, (B, side, side) float32.
+
+    Source: App. A.2, "We resize the mask prediction map to 512 x 512" (`--loss-size crop`).
+    """
+    return _resize(logits_Bhw[:, None], side)[:, 0].sigmoid()
+
+
+def box_mask(batch: RoiBatch, side: int) -> Tensor:
+    """Return the boxes on the grid of the losses, (B, side, side) in [0, 1], not flipped.
+
+    The share of each cell that the box covers, or the released mask where the batch carries it.
+    """
+    if batch.profile_B2S.shape[-1]:
+        return profile_mask(batch.profile_B2S, side)
+    return rectangle_mask(batch.box_B4, side)
+
+
+def _resize(values_BChw: Tensor, side: int) -> Tensor:
+    """Return (B, C, side, side) float32 values, resized bilinearly without antialiasing."""
+    values_BChw = values_BChw.float()
+    if values_BChw.shape[-1] == side:
+        return values_BChw
+    return F.interpolate(values_BChw, (side, side), mode="bilinear", align_corners=False)
+
+
 def refine(config: FitConfig, image_BCHW: Tensor, unary_Bhw: Tensor, box_Bhw: Tensor) -> Tensor:
     """Return masks (B, h, w) refined by mean field with the fit's settings.
 
@@ -94,14 +127,14 @@ def refine(config: FitConfig, image_BCHW: Tensor, unary_Bhw: Tensor, box_Bhw: Te
         unary_Bhw: (B, h, w) probabilities.
         box_Bhw: (B, h, w) box in [0, 1].
     """
-    side = unary_Bhw.shape[-1]
     return mean_field(
-        F.interpolate(image_BCHW.float(), (side, side), mode="bilinear", align_corners=False),
+        _resize(image_BCHW, unary_Bhw.shape[-1]),
         unary_Bhw,
         box_Bhw,
         zeta=config.crf_zeta,
         omega=config.crf_omega,
         iterations=config.crf_iterations,
+        include_self=config.crf_self,
     )
 
 

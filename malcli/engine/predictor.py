@@ -16,6 +16,7 @@ from malcli.data.rois import Roi
 from malcli.data.training import rectangle_mask
 from malcli.engine.launch import DTYPES
 from malcli.geometry.boxes import roi_frame
+from malcli.geometry.released import box_lines
 from malcli.losses.crf import mean_field
 from malcli.model.checkpoint import Checkpoint
 from malcli.model.labeler import MaskLabeler
@@ -39,6 +40,12 @@ class LabelRule:
     margin: float
     min_score: float
     max_pixels: int
+    geometry: str = "exact"
+
+    @property
+    def border(self) -> str:
+        """What crops show outside the image; see `crop_roi`."""
+        return "wrap" if self.geometry == "released" else "reflect"
 
 
 class Predictor:
@@ -58,6 +65,7 @@ class Predictor:
         self.rule = rule
         self.device = device
         self.dtype = DTYPES[precision]
+        self.size_classes = checkpoint.architecture.size_classes
         chosen = {
             "student": [checkpoint.student],
             "teacher": [checkpoint.teacher],
@@ -68,27 +76,52 @@ class Predictor:
             "zeta": float(checkpoint.settings.get("crf_zeta", 0.1)),
             "omega": float(checkpoint.settings.get("crf_omega", 1.0)),
             "iterations": int(checkpoint.settings.get("crf_iterations", 100)),
+            "include_self": bool(checkpoint.settings.get("crf_self", True)),
         }
 
     @torch.inference_mode()
     def __call__(self, crops_BSS3: NDArray[np.uint8], rois: Sequence[Roi]) -> list[Tensor]:
-        """Return (B, G, G) float32 probabilities and, with refinement, (B, S, S) masks of 0 and 1.
+        """Return float32 probabilities and, with refinement, (B, S, S) masks of 0 and 1.
 
-        They are on the device and may not be finished yet; the mean of networks and of the flipped
-        view is taken over logits (mal_spec 8.1).
+        The probabilities are (B, G, G), or (B, S, S) in the `released` geometry. They are on the
+        device and may not be finished yet; the mean of networks and of the flipped view is taken
+        over logits (mal_spec 8.1).
         """
         crops_BCSS = torch.from_numpy(crops_BSS3).to(self.device).permute(0, 3, 1, 2)
-        size_B = torch.tensor([roi.size for roi in rois], device=self.device)
+        sizes = [roi.size if roi.network_size is None else roi.network_size for roi in rois]
+        size_B = torch.tensor(sizes)
         image_BCSS = self.networks[0].normalise(crops_BCSS)
         logits = [network(image_BCSS.to(self.dtype), size_B) for network in self.networks]
         if self.rule.tta == "flip":
             flipped = image_BCSS.flip(-1).to(self.dtype)
             logits += [network(flipped, size_B).flip(-1) for network in self.networks]
         logits_BGG = torch.stack(logits).mean(dim=0)
-        maps = [logits_BGG.sigmoid()]
+        if self.rule.geometry == "released":
+            maps = [self._grown(logits_BGG).sigmoid() * self._box_mask(rois)]
+        else:
+            maps = [logits_BGG.sigmoid()]
         if self.rule.refine == "crf":
             maps.append(self._refined(image_BCSS, logits_BGG, rois))
         return maps
+
+    def _grown(self, logits_BGG: Tensor) -> Tensor:
+        """Return logits at the crop's resolution, (B, S, S); mal_spec 8.2."""
+        side = self.rule.crop_size
+        return F.interpolate(logits_BGG[:, None], (side, side), mode="bilinear")[:, 0]
+
+    def _box_mask(self, rois: Sequence[Roi]) -> Tensor:
+        """Return what of each crop is its box, (B, S, S): 0 and 1, or shares of pixels if exact."""
+        side = self.rule.crop_size
+        if self.rule.geometry == "released":
+            lines = [
+                box_lines(roi.window if roi.pixels is None else roi.pixels, roi.roi, side)
+                for roi in rois
+            ]
+            lines_B2S = torch.from_numpy(np.stack(lines)).to(self.device, torch.float32)
+            return lines_B2S[:, 0, :, None] * lines_B2S[:, 1, None, :]
+        frames = [roi_frame(roi.window.astype(np.float64), roi.roi) for roi in rois]
+        frame_B4 = torch.tensor(np.stack(frames), dtype=torch.float32, device=self.device)
+        return rectangle_mask(frame_B4, side)
 
     def _refined(self, image_BCSS: Tensor, logits_BGG: Tensor, rois: Sequence[Roi]) -> Tensor:
         """Return mean-field masks at the crop's resolution, (B, S, S) of 0 and 1.
@@ -97,18 +130,14 @@ class Predictor:
         """
         threshold_B = logits_BGG.new_tensor([self.rule.threshold[roi.size] for roi in rois])
         moved_BGG = logits_BGG - threshold_B.clamp(min=SMALLEST_PROB).logit()[:, None, None]
-        side = self.rule.crop_size
-        full_BSS = F.interpolate(moved_BGG[:, None], (side, side), mode="bilinear")[:, 0]
-        frames = [roi_frame(roi.window.astype(np.float64), roi.roi) for roi in rois]
-        frame_B4 = torch.tensor(np.stack(frames), dtype=torch.float32, device=self.device)
-        box_BSS = rectangle_mask(frame_B4, side)
         return mean_field(
             image_BCSS,
-            full_BSS.sigmoid(),
-            box_BSS,
+            self._grown(moved_BGG).sigmoid(),
+            self._box_mask(rois),
             zeta=self.crf["zeta"],
             omega=self.crf["omega"],
             iterations=int(self.crf["iterations"]),
+            include_self=bool(self.crf["include_self"]),
         )
 
 

@@ -14,7 +14,7 @@ import contextlib
 import json
 import re
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ KEPT_STATES = 2
 FREE_SETTINGS = {
     "resume", "overwrite", "allow_world_change", "out", "epochs", "max_steps", "device",
     "num_processes", "workers", "val", "val_images", "images", "data", "log_every", "save_every",
-    "pictures_every", "val_every", "weights", "threshold",
+    "pictures_every", "val_every", "weights", "threshold", "grad_checkpointing",
 }  # fmt: skip
 
 
@@ -103,6 +103,8 @@ def _check_same_job(run: Path, config: FitConfig) -> None:
         before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise OutputError(f"{run}: no readable settings, so it cannot be resumed") from None
+    # A run of an earlier malcli lacks the settings that came later: it ran with their defaults.
+    before = _defaults() | before
     now = to_plain(config)
     for key in sorted(set(before) | set(now)):
         if key not in FREE_SETTINGS | {"data_sha256"} and before.get(key) != now.get(key):
@@ -110,6 +112,12 @@ def _check_same_job(run: Path, config: FitConfig) -> None:
                 f"{run}: was started with {key} = {before.get(key)!r}, now {now.get(key)!r}; "
                 f"resume with the same settings or give another --out"
             )
+
+
+def _defaults() -> dict[str, Any]:
+    """Return the settings' defaults, but those that are None, as plain values."""
+    known = {item.name: item.default for item in fields(FitConfig) if item.default is not MISSING}
+    return {key: value for key, value in known.items() if value is not None}
 
 
 def prepare_folder(run: Path, config: FitConfig, data_sha256: str, continued: bool) -> None:
@@ -243,7 +251,14 @@ def load_state(
             if scaler and scaler_state:
                 scaler.load_state_dict(scaler_state)
             return LoopState(**contents)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:
             reason = str(error).partition("\n")[0][:100]
             log(f"{folder}: cannot be read ({reason}); trying an older one")
     if states:
@@ -264,10 +279,17 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Restore AdamW's moments from `<number>.<name>` tensors."""
+    """Restore AdamW's moments from `<number>.<name>` tensors.
+
+    Raises:
+        ValueError: Moments of other parameters.
+    """
     whole = optimizer.state_dict()
+    shapes = [value.shape for group in optimizer.param_groups for value in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, name = key.split(".", 1)
+        if name != "step" and value.shape != shapes[int(number)]:
+            raise ValueError("the optimiser's moments belong to other parameters")
         state.setdefault(int(number), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})

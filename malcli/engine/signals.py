@@ -80,5 +80,8 @@ def command_of(config: Any, name: str) -> str:  # noqa: ANN401
         if value is None or value == item.default:
             continue
         flag = "--" + item.name.strip("_").replace("_", "-")
-        words += [flag] if value is True else [flag, str(value)]
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            words += [flag, str(value)]
     return shlex.join(words)

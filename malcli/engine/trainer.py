@@ -13,23 +13,23 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from malcli.config import FitConfig
-from malcli.data.training import EpochOrder, RoiBatch, TrainingCrops, collate, rectangle_mask
+from malcli.data.training import EpochOrder, RoiBatch, TrainingCrops
 from malcli.engine import runs
-from malcli.engine.objective import Stopwatch, batch_losses, refine
-from malcli.engine.schedule import Schedule, parameter_groups, ramp
+from malcli.engine.batches import epoch_batches
+from malcli.engine.objective import Stopwatch, batch_losses
+from malcli.engine.pictures import draw_crops
+from malcli.engine.schedule import build_optimizer, build_schedule, ramp
 from malcli.engine.signals import StopFlag, command_of
 from malcli.errors import Interrupted, RunError
 from malcli.model.checkpoint import Checkpoint, save_checkpoint
 from malcli.model.ema import update_teacher
 from malcli.model.locate import CHECKPOINT_NAME
-from malcli.report.plots import crop_sheet
 from malcli.report.progress import Progress, log
 
-SHOWN_CROPS = 8
 MAX_SKIPPED = 50  # optimiser steps in a row that the loss scaler may skip
+SIGNAL_STEPS = 10  # between two looks for signals of other processes, each of which waits for a GPU
 
 
 class Trainer:
@@ -63,31 +63,21 @@ class Trainer:
         self.rows = rows
         world = accelerator.num_processes
         self.order = EpochOrder(
-            rows, config.batch_size, accelerator.process_index, world, config.seed
+            rows,
+            config.batch_size,
+            accelerator.process_index,
+            world,
+            config.seed,
+            config.grad_accum,
         )
-        self.steps_per_epoch = -(-self.order.batches // config.grad_accum)
-        global_batch = config.batch_size * config.grad_accum * world
-        peak = config.lr * global_batch
-        self.schedule = Schedule(
-            peak=peak,
-            minimum=peak * config.min_lr_ratio,
-            warmup=config.warmup_epochs * self.steps_per_epoch,
-            total=config.epochs * self.steps_per_epoch,
-        )
+        self.steps_per_epoch = self.order.batches // config.grad_accum
+        self.global_batch = config.batch_size * config.grad_accum * world
+        self.schedule = build_schedule(config, self.global_batch, self.steps_per_epoch)
         self.saved = saved
         self.validate = validate
         self.teacher = saved.teacher.to(accelerator.device)
         self.student = saved.student.to(accelerator.device)
-        groups = parameter_groups(
-            self.student.encoder, self.student.decoder, config.decoder_lr_scale
-        )
-        optimizer = torch.optim.AdamW(
-            groups,
-            lr=peak,
-            betas=(config.beta1, config.beta2),
-            eps=1e-8,
-            weight_decay=config.weight_decay,
-        )
+        optimizer = build_optimizer(config, self.student.encoder, self.student.decoder)
         self.model, self.optimizer = accelerator.prepare(self.student, optimizer)
         self.loop = runs.LoopState(world=world)
         self.watch = Stopwatch()
@@ -107,7 +97,7 @@ class Trainer:
 
         Raises:
             Interrupted: A signal came; the state is saved.
-            RunError: The loss is not a number.
+            RunError: The loss is not a number, or no gradient fits its format.
         """
         if continued:
             self._restore()
@@ -115,86 +105,75 @@ class Trainer:
             runs.cut_metrics(self.run, self.loop.step)
         with Progress(self.last_step, "steps", "fit", done=self.loop.step) as progress:
             while self.loop.step < self.last_step:
-                for batches in self._epoch_batches():
+                for batches in self._rest_of_epoch():
                     self._step(batches)
                     self._advance(len(batches))
                     progress.advance(1)
                     if self.loop.step >= self.last_step:
                         break
-                    if signum := self._stopped_by(stop):
-                        self.save()
-                        again = replace(self.config, out=self.run, resume=True, overwrite=False)
-                        raise Interrupted(
-                            f"stopped at step {self.loop.step}, state kept; resume with: "
-                            f"{command_of(again, 'fit')}",
-                            signum,
-                        )
+                    self._stop_if_asked(stop)
         self.save()
 
-    def _stopped_by(self, stop: StopFlag) -> int:
-        """Return the signal that reached any process, so that all stop at the same step, or 0."""
-        if self.accelerator.num_processes == 1:
-            return stop.signum
-        signum: Tensor = self.accelerator.gather(
-            torch.tensor(stop.signum, device=self.accelerator.device)
-        )
-        return int(signum.max())
-
-    def _epoch_batches(self) -> Iterator[list[RoiBatch]]:
-        """Yield the micro-batches of each optimiser step left in the epoch."""
+    def _rest_of_epoch(self) -> Iterator[list[RoiBatch]]:
+        """Return the micro-batches of each optimiser step left in the epoch."""
         self.order.start(self.loop.epoch, self.loop.batch)
-        workers = self.config.workers
-        workers = min(4, max(0, (torch.get_num_threads() or 1) - 1)) if workers is None else workers
-        loader: DataLoader[dict[str, NDArray[Any]]] = DataLoader(
-            self.crops,
-            batch_sampler=self.order,
-            collate_fn=collate,
-            num_workers=workers,
-            pin_memory=self.accelerator.device.type == "cuda",
-            persistent_workers=False,
-            timeout=300 if workers else 0,
+        device = self.accelerator.device
+        return epoch_batches(self.crops, self.order, device, self.config.workers, self.watch)
+
+    def _stop_if_asked(self, stop: StopFlag) -> None:
+        """Save and raise Interrupted if a signal reached any process: all stop at the same step."""
+        signum = stop.signum
+        if self.accelerator.num_processes > 1:
+            if self.accelerator.device.type == "cuda" and self.loop.step % SIGNAL_STEPS:
+                return
+            signums: Tensor = self.accelerator.gather(
+                torch.tensor(signum, device=self.accelerator.device)
+            )
+            signum = int(signums.max())
+        if not signum:
+            return
+        self.save()
+        again = replace(self.config, out=self.run, resume=True, overwrite=False)
+        raise Interrupted(
+            f"stopped at step {self.loop.step}, state kept; resume with: "
+            f"{command_of(again, 'fit')}",
+            signum,
         )
-        group: list[RoiBatch] = []
-        before = time.perf_counter()
-        for batch in loader:
-            self.watch.seconds["wait"] += time.perf_counter() - before
-            group.append(batch)
-            if len(group) == self.config.grad_accum:
-                yield group
-                group = []
-            before = time.perf_counter()
-        if group:
-            yield group
 
     def _step(self, batches: list[RoiBatch]) -> None:
-        """Take one optimiser step over its micro-batches, then move the teacher."""
-        config, loop = self.config, self.loop
-        rate = self.schedule.at(loop.step)
-        if config.lr_timing == "before":
-            self._set_rate(rate)
-        sums = torch.zeros(3, device=self.accelerator.device)
+        """Take one optimiser step over its micro-batches, then move the teacher.
+
+        Nothing here waits for a GPU, but the loss scaler of fp16.
+        """
+        config, loop, accelerator = self.config, self.loop, self.accelerator
+        self._seed_step()
+        self._set_rate(self.schedule.used(loop.step, config.lr_timing))
+        sums = torch.zeros(3, device=accelerator.device)
         for number, batch in enumerate(batches):
-            last = number == len(batches) - 1
-            context = contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
-            with context:
-                losses = self._losses(batch.to(self.accelerator.device))
-                with self.watch.time("backward"):
-                    self.accelerator.backward(losses[0] / len(batches))
-            sums += torch.stack([loss.detach() for loss in losses]) / len(batches)
-            self.seen += len(batch.size_B) * self.accelerator.num_processes
+            self.seen += len(batch.size_B) * accelerator.num_processes
             loop.unreadable += int((batch.valid_B == 0).sum())
+            last = number == len(batches) - 1
+            context = contextlib.nullcontext() if last else accelerator.no_sync(self.model)
+            with context:
+                losses = self._losses(batch.to(accelerator.device))
+                with self.watch.time("backward"):
+                    accelerator.backward(losses[0] / len(batches))
+            sums += torch.stack([loss.detach() for loss in losses]) / len(batches)
         with self.watch.time("update"):
             if config.grad_clip is not None:
-                self.accelerator.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+                accelerator.clip_grad_norm_(self.model.parameters(), config.grad_clip)
             self.optimizer.step()
-            skipped = bool(self.accelerator.optimizer_step_was_skipped)
+            skipped = bool(accelerator.optimizer_step_was_skipped)
             self.optimizer.zero_grad(set_to_none=True)
             if not skipped:
                 update_teacher(self.teacher, self.student, config.teacher_momentum)
         self._count_skipped(skipped)
-        if config.lr_timing == "after":
-            self._set_rate(rate)
         self.sums = sums
+
+    def _seed_step(self) -> None:
+        """Seed drop path by step and process, so that a resumed run drops the same paths."""
+        place = (self.config.seed, self.loop.step, self.accelerator.process_index)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
     def _losses(self, batch: RoiBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Return the total (Eq. 1), MIL and CRF losses of a batch on the device."""
@@ -208,6 +187,8 @@ class Trainer:
             self.accelerator.autocast,
             self.watch,
         )
+        # The mean over the global batch becomes a sum over its size plus `mil_norm` (mal_spec 5.2).
+        mil = mil * (self.global_batch / (self.global_batch + config.mil_norm))
         step = self.loop.step - self.loop.epoch * self.steps_per_epoch
         mil_ramp = ramp(step, self.loop.epoch, config.mil_ramp)
         crf_ramp = ramp(step, self.loop.epoch, config.crf_ramp)
@@ -241,8 +222,10 @@ class Trainer:
             self._log_line()
         if step % config.save_every == 0 and not at_end:
             self.save()
-        if config.pictures_every and (at_end or step % config.pictures_every == 0):
-            self._draw()
+        wanted = config.pictures_every and (at_end or step % config.pictures_every == 0)
+        if wanted and self.accelerator.is_main_process:
+            png = draw_crops(config, self.student, self.crops, self.rows)
+            runs.write_picture(self.run, step, png)
         if self.validate and config.val_every and step % config.val_every == 0 and not at_end:
             self.save()
             if self.accelerator.is_main_process:
@@ -315,29 +298,3 @@ class Trainer:
             return
         self.loop = runs.check_world(loop, self.accelerator.num_processes, self.config, self.run)
         log(f"{self.run}: resumed at step {loop.step}")
-
-    def _write_lines_after(self, step: int) -> None:
-        """Drop logged lines of steps that a kill undid."""
-        if self.accelerator.is_main_process:
-            runs.cut_metrics(self.run, step)
-
-    def _draw(self) -> None:
-        """Save a picture of the fixed crops: crop, mask, refined mask."""
-        if not self.accelerator.is_main_process:
-            return
-        chosen = self.rows[np.linspace(0, len(self.rows) - 1, SHOWN_CROPS).astype(int)]
-        batch = collate([self.crops[(0, int(row))] for row in np.unique(chosen)])
-        batch = batch.to(self.accelerator.device)
-        self.student.eval()
-        with torch.no_grad():
-            image_BCHW = self.student.normalise(batch.crop_BCHW)
-            prob_Bhw = self.student(image_BCHW, batch.size_B).sigmoid()
-        self.student.train()
-        box_Bhw = rectangle_mask(batch.box_B4, self.student.grid)
-        refined_Bhw = refine(self.config, image_BCHW, prob_Bhw, box_Bhw)
-        sheet = crop_sheet(
-            batch.crop_BCHW.permute(0, 2, 3, 1).cpu().numpy(),
-            prob_Bhw.cpu().numpy(),
-            refined_Bhw.cpu().numpy(),
-        )
-        runs.write_picture(self.run, self.loop.step, sheet)

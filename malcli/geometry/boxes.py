@@ -7,6 +7,8 @@ leave the image. This module knows nothing of pixels' content.
 import numpy as np
 from numpy.typing import NDArray
 
+from malcli.geometry.released import released_roi
+
 # COCO's size classes, by box area: small < 32^2 <= medium < 96^2 <= large (App. A.2, half open).
 SMALL_AREA = 32.0**2
 MEDIUM_AREA = 96.0**2
@@ -43,28 +45,34 @@ def size_class(area: NDArray[np.floating], law: str = "half-open") -> NDArray[np
 
     Args:
         area: Of any shape, square pixels.
-        law: `half-open`, or `strict`: areas of exactly 1024 and 9216 get `NO_SIZE`.
+        law: What areas of exactly 1024 and 9216 are: of the class above (`half-open`), of the
+            class below (`closed`: the released thresholds), or of none: `NO_SIZE` (`strict`: the
+            released network).
 
-    Source: App. A.2, half-open ranges; mal_spec 3.2 for the released code's.
+    Source: App. A.2, half-open ranges; mal_spec 3.2 and 8.5 for the released code's.
     """
-    size = np.asarray(np.digitize(area, (SMALL_AREA, MEDIUM_AREA)), dtype=np.int64)
+    borders = (SMALL_AREA, MEDIUM_AREA)
+    size = np.asarray(np.digitize(area, borders, right=law == "closed"), dtype=np.int64)
     if law == "strict":
-        size = np.where(np.isin(area, (SMALL_AREA, MEDIUM_AREA)), NO_SIZE, size)
+        size = np.where(np.isin(area, borders), NO_SIZE, size)
     return size
 
 
-def expand_box(xyxy: FloatArray, margins: FloatArray) -> NDArray[np.int64]:
+def expand_box(xyxy: FloatArray, margins: FloatArray, law: str = "exact") -> NDArray[np.int64]:
     """Return the integer RoIs of boxes grown by a margin on each side.
 
     Args:
         xyxy: (..., 4) corners, pixels.
         margins: (..., 4) left, top, right, bottom, in halves of the box's side, >= 0.
+        law: `exact`, or `released`: in part float32, and one pixel more at the right and bottom.
 
     Returns:
         (..., 4) int64 corners, rounded outward, not clipped to the image.
 
-    Source: Sec. 3.1, with the `1 +` that the printed formula lacks (mal_spec 12).
+    Source: Sec. 3.1, with the `1 +` that the printed formula lacks (mal_spec 12); mal_spec 1.2.
     """
+    if law == "released":
+        return released_roi(xyxy, margins)
     half = (xyxy[..., 2:] - xyxy[..., :2]) / 2
     grow = margins * np.concatenate([-half, half], axis=-1)
     return round_outward(xyxy + grow)

@@ -23,13 +23,6 @@ def polygons_of(rle: Rle) -> list[list[int]]:
     return [part.ravel().tolist() for part in _parts(rle)]
 
 
-def one_polygon(rle: Rle) -> list[int]:
-    """Return a checked mask as one polygon, its parts joined by bridges; empty if it is."""
-    parts = _parts(rle)
-    polygon: list[int] = bridge(parts).ravel().tolist() if parts else []
-    return polygon
-
-
 def bridge(loops: Sequence[Loop]) -> Loop:
     """Return one polygon that walks all loops, each reached from the nearest corner of the others.
 

@@ -5,13 +5,16 @@ The mean field runs in log-odds form. With z = logit(x) the two-class update of 
 
     z <- clamp(z + sum over the 8 neighbours of w * z_neighbour + log t, -ln 9, ln 9)
 
-and the refined mask is z > 0: no exp or log inside the loop. The weights are symmetric, so four
-maps serve eight neighbours. Maps are flattened, so that a neighbour is a shift of one long vector.
+and the refined mask is z > 0: no exp or log inside the loop. Without the pixel itself among its
+neighbours, the first z of the sum is missing. Two ways of adding give equal masks: maps of one long
+vector, where a neighbour is a shift and symmetric weights serve two neighbours (little memory), and
+all nine neighbours stacked (few operations, for GPUs that wait for each one's start).
 """
 
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from malcli.losses.dice import dice_loss, flat
@@ -19,6 +22,9 @@ from malcli.losses.dice import dice_loss, flat
 LIMIT = math.log(9.0)  # logit(0.9): probabilities are clamped to [0.1, 0.9]
 # Half of the 3x3 neighbourhood, (dy, dx); symmetry gives the other half.
 HALF_NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
+# Up to so many cells a GPU spends more time on starting operations than on doing them.
+STACKED_CELLS = 2**21
+FIXED_POINT_EVERY = 5  # iterations
 
 
 def pair_weights(image_BChw: Tensor, zeta: float, omega: float = 1.0) -> list[tuple[int, Tensor]]:
@@ -44,12 +50,17 @@ def pair_weights(image_BChw: Tensor, zeta: float, omega: float = 1.0) -> list[tu
         left, right = max(0, -dx), width - max(0, dx)
         here = image_BChw[..., : height - dy, left:right]
         there = image_BChw[..., dy:, left + dx : right + dx]
-        distance = (here - there).square().sum(dim=1)
         weight_Bhw = image_BChw.new_zeros(batch, height, width)
-        weight_Bhw[:, : height - dy, left:right] = (distance * (-0.5 / zeta**2)).exp() * omega
+        weight_Bhw[:, : height - dy, left:right] = _kernel(here, there, zeta, omega)
         offset = dy * width + dx
         pairs.append((offset, weight_Bhw.flatten()[: batch * height * width - offset]))
     return pairs
+
+
+def _kernel(here_BChw: Tensor, there_BChw: Tensor, zeta: float, omega: float) -> Tensor:
+    """Return the weights (B, h, w) between pixels and their neighbours (Eq. 4)."""
+    distance = (here_BChw - there_BChw).square().sum(dim=1)
+    return (distance * (-0.5 / zeta**2)).exp() * omega
 
 
 @torch.no_grad()
@@ -61,6 +72,7 @@ def mean_field(
     zeta: float = 0.1,
     omega: float = 1.0,
     iterations: int = 100,
+    include_self: bool = True,
 ) -> Tensor:
     """Return masks refined by mean field, (B, h, w) float32 of 0 and 1, without gradient.
 
@@ -73,27 +85,89 @@ def mean_field(
         omega: Weight of the pairwise term.
         iterations: Updates; stops earlier at an exact fixed point (looked for on CPU only,
             where looking is cheap).
+        include_self: A pixel is among its own neighbours, with weight 1, as in the released code;
+            the paper's neighbourhood has the other 8 alone.
 
     Source: Eqs. 3-4, Alg. 1; arithmetic of mal_spec 6, in log-odds form.
     """
     start = unary_Bhw.float() if box_Bhw is None else unary_Bhw.float() * box_Bhw
-    z = torch.logit(start.clamp(0.1, 0.9)).flatten()
-    log_box = None if box_Bhw is None else box_Bhw.float().log().flatten()  # may be -inf
-    pairs = pair_weights(image_BChw.float(), zeta, omega)
+    z_Bhw = torch.logit(start.clamp(0.1, 0.9))
+    log_box_Bhw = torch.zeros_like(z_Bhw) if box_Bhw is None else box_Bhw.float().log()
+    image_BChw = image_BChw.float()
+    if z_Bhw.device.type == "cuda" and z_Bhw.numel() <= STACKED_CELLS:
+        weights = stacked_weights(image_BChw, zeta, omega, include_self)
+        z_Bhw = _iterate_stacked(z_Bhw, log_box_Bhw, weights, iterations)
+    else:
+        pairs = pair_weights(image_BChw, zeta, omega)
+        z_Bhw = _iterate_pairs(z_Bhw, log_box_Bhw, pairs, iterations, include_self)
+    return (z_Bhw > 0).float()
+
+
+def _iterate_pairs(
+    z_Bhw: Tensor,
+    log_box_Bhw: Tensor,
+    pairs: list[tuple[int, Tensor]],
+    iterations: int,
+    include_self: bool,
+) -> Tensor:
+    """Return z after the iterations, neighbour by neighbour."""
+    z, log_box = z_Bhw.flatten(), log_box_Bhw.flatten()  # the latter may be -inf
     update = torch.empty_like(z)
     for step in range(iterations):
-        if log_box is None:
-            update.copy_(z)
-        else:
+        if include_self:
             torch.add(z, log_box, out=update)
+        else:
+            update.copy_(log_box)
         for offset, weight in pairs:
             update[:-offset].addcmul_(weight, z[offset:])
             update[offset:].addcmul_(weight, z[:-offset])
         update.clamp_(-LIMIT, LIMIT)
         z, update = update, z
-        if z.device.type == "cpu" and step % 5 == 4 and torch.equal(z, update):
+        at_look = step % FIXED_POINT_EVERY == FIXED_POINT_EVERY - 1
+        if z.device.type == "cpu" and at_look and torch.equal(z, update):
             break
-    return (z > 0).float().view_as(unary_Bhw)
+    return z.view_as(z_Bhw)
+
+
+def stacked_weights(
+    image_BChw: Tensor, zeta: float, omega: float, include_self: bool = True
+) -> Tensor:
+    """Return the weights of all nine places of the neighbourhood, (9, B, h, w), row by row.
+
+    0 outside the image; the pixel itself, the fifth, has weight 1 or 0.
+    """
+    height, width = image_BChw.shape[-2:]
+    padded = F.pad(image_BChw, (1, 1, 1, 1), value=torch.inf)  # exp(-inf) = 0 outside
+    weights = [
+        _kernel(image_BChw, padded[..., dy : dy + height, dx : dx + width], zeta, omega)
+        for dy in range(3)
+        for dx in range(3)
+    ]
+    weights[4] = torch.full_like(weights[4], float(include_self))
+    return torch.stack(weights)
+
+
+def _iterate_stacked(
+    z_Bhw: Tensor, log_box_Bhw: Tensor, weights_9Bhw: Tensor, iterations: int
+) -> Tensor:
+    """Return z after the iterations: three operations each, and no look for a fixed point."""
+    batch, height, width = z_Bhw.shape
+    padded = F.pad(z_Bhw, (1, 1, 1, 1))
+    inside = padded[:, 1:-1, 1:-1]
+    rows, columns = padded.stride(1), padded.stride(2)
+    neighbours = padded.as_strided(
+        (3, 3, batch, height, width), (rows, columns, padded.stride(0), rows, columns)
+    )
+    weights = weights_9Bhw.view(3, 3, batch, height, width)
+    terms = torch.empty(10, batch, height, width, dtype=z_Bhw.dtype, device=z_Bhw.device)
+    terms[9] = log_box_Bhw  # may be -inf
+    products = terms[:9].view(3, 3, batch, height, width)
+    update = torch.empty_like(z_Bhw)
+    for _ in range(iterations):
+        torch.mul(weights, neighbours, out=products)
+        torch.sum(terms, dim=0, out=update)
+        torch.clamp(update, -LIMIT, LIMIT, out=inside)
+    return inside
 
 
 def crf_loss(prob_Bhw: Tensor, refined_Bhw: Tensor, inside_Bhw: Tensor | None = None) -> Tensor:

@@ -1,6 +1,6 @@
 """Labelers on disk: one safetensors file with student, teacher and configuration inside.
 
-Reads safetensors, or torch files as plain tensors; no code in a file is ever run.
+Checkpoints of the released code and of TAO are read as they are; no code in a file is ever run.
 """
 
 import errno
@@ -20,8 +20,18 @@ from malcli import __version__
 from malcli.errors import CheckpointError
 from malcli.files import hash_file, replacing
 from malcli.model.labeler import Architecture, MaskLabeler, build_labeler
+from malcli.model.released import (
+    architecture_of,
+    is_released,
+    malcli_tensors,
+    networks_in,
+    source_of,
+)
+from malcli.model.selftest import SelfTest, behaves_trained
+from malcli.model.torchfile import is_plain, read_torch, refuse_inflated
 
 LFS_HEAD = b"version https://git-lfs"
+RELEASED_THRESHOLD = (0.1, 0.1, 0.1)  # mal_spec 0
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,8 @@ class Checkpoint:
         settings: The settings of the fit, plain values, file names without folders.
         quality: Measured on human masks (`data`, `miou`, ...), or empty.
         sha256: Hash of the file; empty before it is saved.
+        notes: Sentences for the log: what was found in a file that malcli did not write.
+        self_test: How its student did on drawn crops; None for a file of malcli.
     """
 
     student: MaskLabeler
@@ -45,6 +57,8 @@ class Checkpoint:
     settings: dict[str, Any] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
     sha256: str = ""
+    notes: tuple[str, ...] = ()
+    self_test: SelfTest | None = None
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -69,19 +83,29 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = tor
     }
     text = json.dumps(meta, sort_keys=True)
     with replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         try:
             save_file(tensors, temporary, {"malcli": text})
+            temporary.chmod(mode)  # safetensors' own files are for their owner alone
         except SafetensorError as error:  # it hides the system's error in its text
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]) if number else errno.EIO, _first_line(error)) from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a malcli checkpoint onto the CPU, in float32 and evaluation mode.
+    """Read a checkpoint onto the CPU, in float32 and evaluation mode.
+
+    Args:
+        path: A file of malcli, or of the released code or TAO as it was downloaded; of these, the
+            student is tried on a few drawn crops, and `notes` say how it did.
 
     Raises:
         CheckpointError: Missing, damaged, of another kind, or its tensors do not fit.
     """
+    check_file(path)
+    if not is_safetensors(path):
+        return _load_released(path)
     meta, tensors = _read(path)
     try:
         architecture = Architecture(**meta["architecture"])
@@ -117,16 +141,15 @@ def with_quality(path: Path, quality: Mapping[str, Any]) -> None:
 def load_labeler_weights(network: MaskLabeler, tensors: dict[str, Tensor], path: Path) -> None:
     """Copy the student of another labeler into a network of the same architecture.
 
-    The position grid is resampled where the crop sizes differ.
+    The position grid is resampled where the crop sizes differ. The tensors may have the names of
+    the released code.
 
     Raises:
         CheckpointError: Tensors are missing or of another shape.
     """
-    crop_size = network.crop_size
-    grid = tensors.get("student.encoder.body.pos_embed")
-    network.set_crop_size(network.encoder.stored_crop_size(grid) or crop_size)
-    _fill(network, "student", tensors, path)
-    network.set_crop_size(crop_size)
+    if is_released(tensors):
+        tensors = malcli_tensors(tensors, path)
+    _fill_resampled(network, "student", tensors, path)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -138,33 +161,24 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         CheckpointError: Missing, damaged, or it holds code.
     """
     check_file(path)
-    try:
-        if is_safetensors(path):
-            with safe_open(path, framework="pt") as file:
-                loaded = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # The unpickler, zip reader and safetensors each raise their own kinds here.
-        raise CheckpointError(
-            f"{path}: cannot be read as weights ({_first_line(error)}); files that hold code are "
-            f"refused: give a safetensors file or a torch file of plain tensors"
-        ) from error
+    loaded = _read_safetensors(path) if is_safetensors(path) else read_torch(path)
     for key in ("model", "state_dict", "model_state_dict"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, not named tensors")
-    tensors = {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
+    tensors = {str(key): value for key, value in loaded.items() if is_plain(value)}
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensors; give a weight file")
+    refuse_inflated(tensors.values(), path)
     return tensors
 
 
 def check_file(path: Path) -> None:
-    """Raise CheckpointError if the file is missing, empty or a Git LFS pointer."""
+    """Raise CheckpointError if the file is missing, a folder, empty or a Git LFS pointer."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; give a checkpoint or weight file")
+        said = "is a folder" if path.is_dir() else "no such file"
+        raise CheckpointError(f"{path}: {said}; give a checkpoint or weight file")
     try:
         with path.open("rb") as handle:
             head = handle.read(len(LFS_HEAD))
@@ -180,6 +194,51 @@ def is_safetensors(path: Path) -> bool:
     """Return whether the file starts as safetensors do: a header length, then a JSON object."""
     with path.open("rb") as handle:
         return handle.read(9)[8:] == b"{"
+
+
+def _load_released(path: Path) -> Checkpoint:
+    """Read a checkpoint of the released code or of TAO, and try its student."""
+    tensors = read_tensors(path)
+    if not is_released(tensors):
+        raise CheckpointError(
+            f"{path}: holds no labeler (no student.backbone or teacher.backbone tensors); to start "
+            f"a fit from it, give it as --weights"
+        )
+    architecture, named = architecture_of(tensors, path), malcli_tensors(tensors, path)
+    networks = []
+    for name in ("student", "teacher"):
+        network = _build(architecture, path)
+        _fill_resampled(network, name, named, path)
+        networks.append(network.eval().requires_grad_(False))
+    found, source = networks_in(tensors), source_of(architecture, path)
+    notes = [
+        f"{path}: {source}, {architecture.encoder}, {architecture.stem} stem, {' and '.join(found)}"
+    ]
+    if len(found) == 1:
+        notes.append(f"{path}: holds only the {found[0]}, which stands for both networks")
+    self_test = behaves_trained(networks[0])
+    notes.append(f"{path}: {self_test.sentence}")
+    return Checkpoint(
+        student=networks[0],
+        teacher=networks[1],
+        architecture=architecture,
+        threshold=RELEASED_THRESHOLD,
+        settings={"preset": "released", "source": source},
+        sha256=hash_file(path),
+        notes=tuple(notes),
+        self_test=self_test,
+    )
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read as weights ({_first_line(error)}); copy it again"
+        ) from error
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -216,6 +275,17 @@ def _build(architecture: Architecture, path: Path) -> MaskLabeler:
             f"{path}: its network cannot be built: {_first_line(error)}; the file is damaged or "
             f"of another malcli version"
         ) from error
+
+
+def _fill_resampled(
+    network: MaskLabeler, name: str, tensors: dict[str, Tensor], path: Path
+) -> None:
+    """Copy the tensors `name.*` into a network, whose position grid may be of another size."""
+    crop_size = network.crop_size
+    grid = tensors.get(f"{name}.encoder.body.pos_embed")
+    network.set_crop_size(network.encoder.stored_crop_size(grid) or crop_size)
+    _fill(network, name, tensors, path)
+    network.set_crop_size(crop_size)
 
 
 def _fill(network: MaskLabeler, name: str, tensors: dict[str, Tensor], path: Path) -> None:

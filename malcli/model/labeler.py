@@ -74,7 +74,7 @@ class MaskLabeler(nn.Module):
                 of 0, as in the released code (mal_spec 3.2).
         """
         logits: Tensor = self.decoder(self.encoder(image_BCHW), size_B)
-        return logits * (size_B != NO_SIZE)[:, None, None]
+        return logits * (size_B != NO_SIZE).to(logits.device)[:, None, None]
 
 
 def build_labeler(architecture: Architecture, drop_path: float = 0.0) -> MaskLabeler:

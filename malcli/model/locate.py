@@ -1,11 +1,16 @@
 """Where the labeler is that `label` uses. Reads no tensor, so it answers without torch."""
 
+import contextlib
+import json
 from pathlib import Path
+from typing import Any
 
 from malcli.errors import CheckpointError
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 SHIPPED = Path(__file__).parent.parent / "weights" / "labeler.safetensors"
+TORCH_HEADS = (b"PK\x03\x04", b"\x80")  # a zip file; a bare pickle, the form before torch 1.6
+LONGEST_HEADER = 1 << 24  # bytes; that of a ViT-L takes 120,000
 
 
 def locate_checkpoint(given: Path | None, runs: Path = Path("runs")) -> Path:
@@ -41,3 +46,34 @@ def locate_checkpoint(given: Path | None, runs: Path = Path("runs")) -> Path:
     if not given.is_file():
         raise CheckpointError(f"{given}: no such file; give a run folder or a checkpoint")
     return given
+
+
+def preset_of(path: Path) -> str | None:
+    """Return `released` for a checkpoint of the released code, which implies that preset.
+
+    That is a torch file, or a safetensors file that malcli made of one; told by content. A file
+    that is neither, or not there, implies nothing: who loads it says what is wrong.
+    """
+    settings = settings_of(path)
+    if settings is not None:
+        return "released" if settings.get("preset") == "released" else None
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        head = file.read(9)
+        # Safetensors start with a length, whose bytes may be anything, and then this.
+        if head[8:] != b"{" and head.startswith(TORCH_HEADS):
+            return "released"
+    return None
+
+
+def settings_of(path: Path) -> dict[str, Any] | None:
+    """Return the settings that a malcli checkpoint carries; None for a file of another kind."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > LONGEST_HEADER:
+                return None
+            header = json.loads(file.read(length))
+        settings = json.loads(header["__metadata__"]["malcli"])["settings"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return None
+    return settings if isinstance(settings, dict) else None

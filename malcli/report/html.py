@@ -1,4 +1,4 @@
-"""One self-contained HTML page for `eval` and one for `label`: tables, charts and pictures.
+"""Self-contained HTML pages for `eval`, its attention maps and `label`: tables, charts, pictures.
 
 Pages open offline, in light and dark; every name that came from a file is escaped.
 """
@@ -38,6 +38,8 @@ td small { display: block; } tr.main td { font-weight: 600; } tr.main small { fo
   gap: 1rem; }
 figure { margin: 0; padding: .6rem; background: var(--card); border-radius: .4rem; }
 figure img { display: block; width: 100%; height: 13rem; object-fit: contain; }
+.wide { grid-template-columns: repeat(auto-fill, minmax(min(30rem, 100%), 1fr)); }
+.wide img { height: auto; }
 figcaption { font-size: .85rem; margin-top: .4rem; }
 .bars { display: grid; grid-template-columns: minmax(6rem, auto) 1fr auto; gap: .15rem .8rem;
   align-items: center; font-size: .9rem; }
@@ -142,6 +144,35 @@ def label_page(
     if problems:
         parts.append(_section("Problems", _problem_list(problems)))
     return _page("malcli label", parts)
+
+
+def attention_page(
+    summary: Mapping[str, Any], pictures: Sequence[Example], problems: Mapping[str, Sequence[str]]
+) -> str:
+    """Return the page of `malcli eval --attention`.
+
+    Args:
+        summary: What is inside `attention` of `malcli eval --attention --json`.
+        pictures: One for each box: see `plots.attention_picture`.
+        problems: {kind and count: examples}.
+    """
+    layers = ", ".join(str(layer) for layer in summary["layers"])
+    sources = [f"{key}: {summary[key]}" for key in ("gt", "encoder", "weights")]
+    patch = "the patch at the box's centre, marked by a dot"
+    rows = f"top, the class token; below, {patch}" if summary["class_token"] else patch
+    explained = (
+        f"In each picture, left to right: the crop, then layers {layers}. Whose attention: {rows}; "
+        "mean over the heads. Bright: much attention, each map from 0 to its 99th percentile."
+    )
+    parts = [
+        "<h1>malcli eval --attention</h1>",
+        f"<p class='lead'>Where the encoder looks (boxes: {len(pictures)}).</p>",
+        f"<p class='dim'>{escape(' · '.join(sources))}</p><p>{escape(explained)}</p>",
+        _gallery(pictures, wide=True),
+    ]
+    if problems:
+        parts.append(_section("Problems", _problem_list(problems)))
+    return _page("malcli eval --attention", parts)
 
 
 def _page(title: str, parts: Sequence[str]) -> str:
@@ -273,7 +304,7 @@ def _bars(categories: Sequence[tuple[str, float, int]]) -> str:
     return f"<div class='bars'>{rows}</div><p class='dim'>Small: number of instances.</p>"
 
 
-def _gallery(items: Sequence[Example]) -> str:
+def _gallery(items: Sequence[Example], wide: bool = False) -> str:
     figures = ""
     for item in items:
         data = base64.b64encode(item.picture).decode("ascii")
@@ -283,7 +314,8 @@ def _gallery(items: Sequence[Example]) -> str:
             f"<figure><img loading='lazy' alt='{alt}' src='data:image/jpeg;base64,{data}'>"
             f"<figcaption>{caption}</figcaption></figure>"
         )
-    return f"<div class='gallery'>{figures}</div>" if items else ""
+    kind = "gallery wide" if wide else "gallery"
+    return f"<div class='{kind}'>{figures}</div>" if items else ""
 
 
 def _problem_list(problems: Mapping[str, Sequence[str]]) -> str:

@@ -200,6 +200,12 @@ def _beside(panels: Sequence[Picture]) -> Picture:
     return np.concatenate(row, axis=1)
 
 
+def _above(lines: Sequence[Picture]) -> Picture:
+    """Return panels of one width one above the other, white between them."""
+    gap = np.full((GAP, lines[0].shape[1], 3), 255, dtype=np.uint8)
+    return np.concatenate([part for line in lines for part in (gap, line)][1:], axis=0)
+
+
 def crop_sheet(
     crop_BSS3: Picture, *maps_Bhw: NDArray[np.floating] | Picture, side: int = 192
 ) -> bytes:
@@ -218,15 +224,50 @@ def crop_sheet(
     for row, crop in enumerate(crop_BSS3):
         cells = [crop, *(np.repeat(grey[row][..., None], 3, axis=2) for grey in greys)]
         lines.append(_beside([_cell(cell, side) for cell in cells]))
-    gap = np.full((GAP, lines[0].shape[1], 3), 255, dtype=np.uint8)
-    sheet = np.concatenate([part for line in lines for part in (gap, line)][1:], axis=0)
-    return _encoded(sheet, "PNG")
+    return _encoded(_above(lines), "PNG")
 
 
 def _cell(cell: Picture, side: int) -> Picture:
     method = cv2.INTER_AREA if side < cell.shape[0] else cv2.INTER_NEAREST
     resized = cv2.resize(np.ascontiguousarray(cell), (side, side), interpolation=method)
     return np.asarray(resized, dtype=np.uint8)
+
+
+def attention_picture(
+    crop_SS3: Picture,
+    maps_RLhw: NDArray[np.float32],
+    marks: Sequence[tuple[float, float] | None],
+    side: int = 176,
+) -> Picture:
+    """Return a grid, one row a query: the crop, then its attention map of each layer.
+
+    A map's brightness goes from 0 to its 99th percentile: single tokens often take so much that
+    nothing else would be seen.
+
+    Args:
+        crop_SS3: (S, S, 3) uint8 RGB.
+        maps_RLhw: (R, L, h, w) attention, at least 0.
+        marks: R places in the unit square of the crop, x and y, drawn on it; None: none.
+        side: Side of each cell, pixels.
+    """
+    lines = []
+    for mark, maps_Lhw in zip(marks, maps_RLhw, strict=True):
+        crop = _cell(crop_SS3, side)
+        if mark is not None:
+            centre = (int(mark[0] * side), int(mark[1] * side))
+            for radius, colour in ((6, (0, 0, 0)), (4, (255, 255, 255))):
+                cv2.circle(crop, centre, radius, colour, cv2.FILLED)
+        heats = [_heat(map_hw) for map_hw in maps_Lhw]
+        lines.append(_beside([crop, *(_cell(heat, side) for heat in heats)]))
+    return _above(lines)
+
+
+def _heat(map_hw: NDArray[np.float32]) -> Picture:
+    """Return values as colours from black over red to yellow, (h, w, 3)."""
+    top = float(np.percentile(map_hw, 99))
+    grey = (map_hw / max(top, 1e-30)).clip(0, 1) * 255
+    colours = cv2.applyColorMap(grey.round().astype(np.uint8), cv2.COLORMAP_INFERNO)
+    return np.ascontiguousarray(colours[..., ::-1], dtype=np.uint8)
 
 
 def jpeg(image: Picture) -> bytes:

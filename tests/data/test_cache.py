@@ -30,7 +30,7 @@ def write(path, ids):
 
 
 def reader(path, calls):
-    return lambda: calls.append(1) or read_coco(path)
+    return lambda folder: calls.append(1) or read_coco(path, folder)
 
 
 def values(table):
@@ -65,7 +65,7 @@ def test_what_changed_is_read_again(path, tmp_path, monkeypatch, change):
     if change == "time":
         os.utime(path, ns=(1, 1))
     if change in ("damage", "cut"):
-        file = entry / ("boxes.arrow" if change == "damage" else "table.json")
+        file = entry / ("judged.arrow" if change == "damage" else "table.json")
         file.write_bytes(file.read_bytes()[:40])
     if change == "version":
         monkeypatch.setattr(cache, "LAYOUT", 0)
@@ -89,11 +89,11 @@ def test_errors_pass_and_small_files_are_not_kept(path, tmp_path, monkeypatch):
     with pytest.raises(DataFormatError):
         open_boxes(path)
     with pytest.raises(DataFormatError):
-        cache.cached(tmp_path / "none.json", "coco", lambda: read_coco(tmp_path / "none.json"))
+        cache.cached(tmp_path / "none.json", "coco", reader(tmp_path / "none.json", []))
     monkeypatch.setattr(cache, "WORTH", 1 << 20)
     write(path, [1])
     open_boxes(path)
-    assert not (tmp_path / "cache").exists()
+    assert not list((tmp_path / "cache/tables").iterdir())
 
 
 def test_without_a_cache_everything_is_read(path, tmp_path, monkeypatch):

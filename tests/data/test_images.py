@@ -5,6 +5,7 @@ import pickle
 import random
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -225,7 +226,55 @@ def test_our_limit_may_be_above_pillow_s(save, monkeypatch):
     path = save(Image.fromarray(RGB))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
     assert np.array_equal(decode_image(path, HW), RGB)
-    assert Image.MAX_IMAGE_PIXELS == 5
+    assert Image.MAX_IMAGE_PIXELS is None  # for good: another thread may be decoding
+
+
+def test_threads_neither_refuse_a_huge_image_nor_let_a_bomb_through(save, monkeypatch):
+    huge = save(Image.new("1", (14_000, 13_500)), "huge.png")  # Pillow's own limit is 179 million
+    bomb = save(Image.new("1", (14_000, 14_000)), "bomb.png")
+    small = save(Image.fromarray(RGB), "small.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 89_478_485)
+    limit = 190_000_000
+
+    def work(number):
+        if number % 3 == 0:
+            return check_image(huge, (13_500, 14_000), limit)
+        if number % 3 == 1:
+            return np.array_equal(decode_image(small, HW, limit), RGB)
+        with pytest.raises(BadImage, match="--max-pixels 190000000"):
+            decode_image(bomb, (14_000, 14_000), limit)
+        return False
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(work, range(240)))
+    assert results == [None, True, False] * 80
+
+
+def test_damaged_metadata_warn_in_no_thread(tmp_path):
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\xff\xff\xff\xff\0\0\0\0"
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", HW[::-1]).save(path, exif=exif)
+    with pytest.warns(UserWarning, match="Corrupt EXIF|Tag data"), Image.open(path) as image:
+        image.getexif()
+
+    def reason(_):
+        with pytest.raises(BadImage) as caught:
+            check_image(path, HW[::-1])
+        return caught.value.reason
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all("annotations state 9 x 6" in text for text in pool.map(reason, range(100)))
+
+
+def test_a_tile_larger_than_the_limit_is_refused(tmp_path):
+    """A TIFF's tiles are decoded whole, whatever the size of the image."""
+    entries = [(256, 9), (257, 6), (258, 8), (259, 8), (262, 1), (277, 1), (322, 40_000)]
+    entries += [(323, 40_000), (324, 8), (325, 9)]
+    packed = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    path = tmp_path / "a.tif"
+    path.write_bytes(b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + packed + bytes(4))
+    assert "40000 x 40000 pixels are more than --max-pixels" in refused(path).reason
+    assert read_size(path) == HW
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.gif", "a.webp", "a.bmp", "a.tif"])

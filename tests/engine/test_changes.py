@@ -157,6 +157,9 @@ def test_yolo_polygons_come_back_as_the_same_masks(src, tmp_path, dst):
     assert result.lost["annotations of crowds"] == 1
     assert result.lost["key 'area'"] == 4
     assert result.lost["other keys of images"] == 2
+    assert result.lost["masks of several parts, joined by bridges"] == 1
+    assert result.lost["ids of categories, which get others"] == 2
+    assert "boxes, which become those of their masks" not in result.lost
     assert result.records_out == 2
     table = open_boxes(tmp_path / "yolo")
     assert [each["name"] for each in table.header["categories"]] == ["cat: big", "dog"]
@@ -166,6 +169,29 @@ def test_yolo_polygons_come_back_as_the_same_masks(src, tmp_path, dst):
     assert (drawn == ring()).all()
     assert Image.open(tmp_path / "yolo/images/val/2.png").getpixel((0, 0)) == (2, 0, 0)
     assert run(src, tmp_path / dst, to="yolo").unchanged
+
+
+def test_what_a_list_of_names_cannot_say_is_counted(src, tmp_path):
+    value = value_of()
+    value["categories"][0]["supercategory"] = "animal"
+    value["annotations"][1]["bbox"] = [0, 0, 60, 40]  # its polygon is smaller
+    src.write_text(json.dumps(value))
+    lost = run(src, tmp_path / "yolo", to="yolo").lost
+    assert lost["other keys of categories"] == 1
+    assert lost["boxes, which become those of their masks"] == 1
+    assert "ids of images, which get others" not in lost  # 1 and 2, as YOLO's reader counts
+    lost = run(src, tmp_path / "a.csv").lost
+    assert lost["other keys of categories"] == 1
+    assert lost["ids of categories, which get others"] == 2  # 9 and 4, of lines 1 and 2
+    assert lost["ids of images, which get others"] == 2  # 1 becomes "1"
+
+
+def test_what_comes_from_a_format_goes_back_without_loss_of_ids(src, tmp_path):
+    for to, place in (("yolo", "yolo"), ("openimages", "in/a.csv")):
+        run(src, tmp_path / place, to=to)
+        run(tmp_path / place, tmp_path / f"in/{to}.json", from_=to)
+        again = run(tmp_path / f"in/{to}.json", tmp_path / f"again-{place[-3:]}", to=to)
+        assert not [what for what in again.lost if "ids" in what or "categories" in what]
 
 
 def test_yolo_boxes_come_back_clipped(src, tmp_path):

@@ -9,7 +9,14 @@ import pytest
 from malcli.config import ConvertConfig
 from malcli.data.formats import open_boxes
 from malcli.engine import convert as engine
-from malcli.errors import ConfigError, DataFormatError, MalcliError, OutputError, RunError
+from malcli.errors import (
+    CheckpointError,
+    ConfigError,
+    DataFormatError,
+    MalcliError,
+    OutputError,
+    RunError,
+)
 
 
 def run(src, dst, **options):
@@ -92,7 +99,7 @@ def test_an_output_that_is_the_input_is_refused(scenes, tmp_path):
     ("dst", "options", "error"),
     [
         ("a.txt", {}, ConfigError),
-        ("a.safetensors", {}, ConfigError),
+        ("a.safetensors", {}, CheckpointError),
         ("folder", {"to": "coco"}, OutputError),
         ("file/a.json", {}, MalcliError),
         ("a.json", {"from_": "parquet"}, DataFormatError),

@@ -3,7 +3,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from malcli.config import FitConfig
 from malcli.engine import trainer as trainer_module
@@ -131,6 +131,18 @@ def test_a_damaged_newest_state_falls_back_to_the_one_before(whole, tmp_path):
     assert all(torch.equal(value, found[key]) for key, value in expected.items())
 
 
+def test_moments_of_other_parameters_are_refused_in_one_line(whole, tmp_path):
+    small, _ = whole
+    cut = dataclasses.replace(small, out=tmp_path / "run", max_steps=2)
+    fit(cut)
+    (path,) = (tmp_path / "run/state").glob("step-*/tensors.safetensors")
+    tensors = load_file(path)
+    tensors["optimizer.0.exp_avg"] = torch.zeros(3, 5)
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match="none of its saved states"):
+        fit(dataclasses.replace(cut, max_steps=6, resume=True))
+
+
 def test_masks_and_areas_in_the_data_change_nothing(train_scenes, tmp_path):
     boxes = fit(config(train_scenes, tmp_path / "boxes", max_steps=2))
     masks = fit(config(train_scenes, tmp_path / "masks", max_steps=2, data=train_scenes.instances))
@@ -159,6 +171,37 @@ def test_resuming_with_another_setting_names_it(whole):
     small, _ = whole
     with pytest.raises(OutputError, match="crf_weight"):
         fit(dataclasses.replace(small, crf_weight=0.7, resume=True))
+
+
+def test_a_run_of_an_earlier_malcli_resumes_under_the_defaults_of_later_settings(whole, tmp_path):
+    small, result = whole
+    cut = dataclasses.replace(small, out=tmp_path / "run", max_steps=3)
+    fit(cut)
+    path = tmp_path / "run/state/settings.json"
+    before = json.loads(path.read_text())
+    for name in ("stem", "layer_decay", "drop_path", "mil_norm", "crf_self", "loss_size"):
+        del before[name]
+    path.write_text(json.dumps(before))
+    with pytest.raises(OutputError, match=r"mil_norm = 0\.0"):
+        fit(dataclasses.replace(cut, max_steps=6, resume=True, mil_norm=1e-4))
+    resumed = fit(dataclasses.replace(cut, max_steps=6, resume=True))
+    expected, found = load_file(result.checkpoint), load_file(resumed.checkpoint)
+    assert all(torch.equal(value, found[key]) for key, value in expected.items())
+
+
+def test_the_start_says_in_five_lines_what_is_trained_and_how(train_scenes, tmp_path, capsys):
+    fit(config(train_scenes, tmp_path / "run", max_steps=1, grad_accum=3, lr=1e-6))
+    told = capsys.readouterr().err
+    said = [line for line in told.splitlines() if line.startswith("fit: ") and "left" not in line]
+    assert len(said) <= 5
+    encoder, decoder, batches = said[-3:]
+    assert "timm/test_vit.r160_in1k" in encoder
+    assert "apache-2.0" in encoder
+    assert "64 x 2 x 2 features at stride 16" in encoder
+    assert "attention, 8 x 8 masks" in decoder
+    assert "0.3 million parameters; cpu, fp32" in decoder
+    assert "batches of 6 (2 x 3 accumulated x 1 process)" in batches
+    assert "peak learning rate 6e-06, 4 steps an epoch, 1 in all" in batches
 
 
 def test_overwriting_leaves_the_old_run_when_the_data_is_bad(whole, tmp_path):

@@ -1,3 +1,4 @@
+import gc
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from malcli.engine import parts
 from malcli.engine.parts import SCHEMA, Outcome, PartFolder, missing_error, plan
-from malcli.records import BoxTable, Problems, box_schema, group_by_image, image_schema
+from malcli.records import BoxTable, Problems, box_schema, image_schema
 
 
 def table_of(image, images):
@@ -19,7 +20,9 @@ def table_of(image, images):
     columns["image"] = pa.array(image)
     columns["id"] = pa.array(np.arange(len(image)) + 100)
     boxes = pa.table(columns)
-    order, starts = group_by_image(image, images)
+    key = np.where(image < 0, images, image)
+    order = np.argsort(key, kind="stable")
+    starts = np.searchsorted(key[order], np.arange(images + 1))
     empty = image_schema(pa.int64()).empty_table()
     return BoxTable("boxes.json", "coco", {}, empty, boxes, order, starts, Problems())
 
@@ -64,9 +67,11 @@ def fill(folder):
         folder.write(index, [outcome(int(row)) for row in folder.rows(index)])
 
 
-def test_order_comes_back_from_many_small_files(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("group", [1, 3, 64])
+def test_order_comes_back_from_many_small_files(folder, tmp_path, monkeypatch, group):
     fill(folder)
     monkeypatch.setattr(parts, "BUCKET_ROWS", 7)
+    monkeypatch.setattr(parts, "PARTS_READ", group)
     tables = list(folder.in_order(tmp_path))
     assert [table.num_rows for table in tables] == [7] * 8 + [4]
     whole = pa.concat_tables(tables)
@@ -114,3 +119,19 @@ def test_statuses_are_counted_by_share(folder):
 def test_the_error_names_ten_missing_parts_and_counts_the_rest(tmp_path):
     text = str(missing_error(tmp_path, list(range(15)), 20))
     assert "15 of 20 parts are missing: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 5 more" in text
+
+
+@pytest.mark.parametrize("name", ["m.json", "m.parquet"])
+def test_a_merge_that_is_ended_leaves_nothing_and_the_collector_on(folder, tmp_path, name):
+    fill(folder)
+
+    def stop():
+        assert not gc.isenabled()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        parts.merge(folder, tmp_path / name, {}, stop)
+    assert gc.isenabled()
+    assert sorted(path.name for path in tmp_path.rglob("*") if "part-" not in path.name) == [
+        "m.json.parts"
+    ]

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malcli.geometry.boxes import (
+    NO_SIZE,
     clip_xyxy,
     expand_box,
     random_margins,
@@ -86,6 +87,13 @@ def test_expand_box_takes_many_boxes_at_once():
     assert expand_box(xyxy, margins).tolist() == [[5, 15, 40, 60], [0, -1, 2, 11]]
 
 
+def test_the_released_law_adds_a_pixel_at_the_right_and_the_bottom():
+    xyxy = np.array([[10.0, 20.0, 30.0, 60.0], [0.5, 0.5, 1.5, 9.5]])
+    margins = np.array([[0.5, 0.25, 1.0, 0.0], [0.3, 0.3, 0.3, 0.3]])
+    found = expand_box(xyxy, margins, "released")
+    assert (found - expand_box(xyxy, margins)).tolist() == [[0, 0, 1, 1]] * 2
+
+
 @pytest.mark.parametrize("law", ["paper", "released"])
 @pytest.mark.parametrize("theta", [0.0, 0.6, 1.2])
 def test_margins_are_never_negative_and_never_sum_above_theta(law, theta):
@@ -145,6 +153,22 @@ def test_margins_repeat_with_the_seed():
 def test_size_classes_are_half_open(area, size):
     assert size_class(np.array([area])).tolist() == [size]
     assert size_class(np.array(area, dtype=np.float32)).item() == size_class(np.float32(area))
+
+
+@pytest.mark.parametrize(
+    ("area", "strict", "closed"),
+    [
+        (0, 0, 0),
+        (1023.999, 0, 0),
+        (1024, NO_SIZE, 0),
+        (1024.001, 1, 1),
+        (9216, NO_SIZE, 1),
+        (9216.001, 2, 2),
+    ],
+)
+def test_the_released_laws_differ_where_an_area_is_exactly_a_border(area, strict, closed):
+    assert size_class(np.array([area]), "strict").tolist() == [strict]
+    assert size_class(np.array([area]), "closed").tolist() == [closed]
 
 
 def test_roi_frame_maps_the_roi_to_the_unit_square():

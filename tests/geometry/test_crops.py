@@ -60,6 +60,19 @@ def test_pixels_outside_the_image_match_numpy(border, reference, shape, roi):
     assert np.array_equal(cut_roi(image, np.array(roi), border), reference(image, roi))
 
 
+@pytest.mark.parametrize(
+    "roi", [(-40, -33, 60, 70), (-1, 0, 7, 5), (6, 4, 9, 8), (-900, 5, -880, 9)]
+)
+def test_a_wrapped_pixel_is_that_of_the_remainder(roi):
+    image = draw_image(5, 7)
+    cut = cut_roi(image, np.array(roi), "wrap")
+    x0, y0, x1, y1 = roi
+    assert cut.shape == (y1 - y0, x1 - x0, 3)
+    for row in range(y1 - y0):
+        for column in range(x1 - x0):
+            assert (cut[row, column] == image[(y0 + row) % 5, (x0 + column) % 7]).all()
+
+
 @given(shapes, begin, begin, side)
 @pytest.mark.parametrize("border", ["reflect", "wrap"])
 def test_paste_inverts_crop_where_no_resizing_happens(border, shape, x, y, size):

@@ -6,12 +6,18 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 
-from malcli.geometry.polygons import bridge, one_polygon, polygons_of
+from malcli.geometry.polygons import bridge, polygons_of
 from malcli.geometry.rle import encode_crop
 
 MASKS = arrays(
     np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.integers(0, 1)
 )
+
+
+def one_polygon(rle):
+    """All parts of a mask, joined by bridges."""
+    parts = [np.reshape(part, (-1, 2)) for part in polygons_of(rle)]
+    return bridge(parts).ravel().tolist() if parts else []
 
 
 def rle_of(mask, x=3, y=2, hw=(20, 25)):

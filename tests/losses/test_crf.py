@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from malcli.losses.crf import crf_loss, mean_field
+from malcli.losses import crf
+from malcli.losses.crf import crf_loss, mean_field, pair_weights, stacked_weights
 
 # mal_spec 6.3: keeps 0 / 0 away, and pulls a pixel between equal claims towards background.
 RELEASED_EPSILON = 1e-6
@@ -132,6 +133,91 @@ def test_mean_field_equals_the_literal_loop_on_tiny_maps(seed, height, width, it
         )
         clear = np.abs(prob - 0.5) > 1e-3
         assert np.array_equal(refined[sample].numpy()[clear], (prob > 0.5)[clear])
+
+
+def refine_without_self(image, unary, box, zeta, omega, iterations):
+    """Return z of one sample (h, w): z <- clamp(sum of w * z over 8 neighbours + log t), no more.
+
+    Pixel by pixel, in float64.
+    """
+    _, height, width = image.shape
+    clamp = math.log(9)
+    z = np.clip(unary * box, 0.1, 0.9)
+    z = np.log(z / (1 - z))
+    for _ in range(iterations):
+        new = np.empty_like(z)
+        for y in range(height):
+            for x in range(width):
+                total = math.log(box[y, x]) if box[y, x] else -math.inf
+                for dy in (-1, 0, 1):
+                    for dx in (-1, 0, 1):
+                        at = y + dy, x + dx
+                        if (dy or dx) and 0 <= at[0] < height and 0 <= at[1] < width:
+                            distance = ((image[:, *at] - image[:, y, x]) ** 2).sum()
+                            total += omega * math.exp(-distance / (2 * zeta**2)) * z[at]
+                new[y, x] = min(max(total, -clamp), clamp)
+        z = new
+    return z
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 7, 30])
+@pytest.mark.parametrize(("zeta", "omega"), [(0.5, 2.0), (0.3, 0.7)])
+def test_without_the_pixel_itself_only_its_eight_neighbours_count(zeta, omega, iterations):
+    cases = [draw_case(seed, 8, 9) for seed in range(2)]
+    image, unary, box = as_batch(*zip(*cases, strict=True))
+    refined = mean_field(
+        image, unary, box, zeta=zeta, omega=omega, iterations=iterations, include_self=False
+    )
+    z = np.stack([refine_without_self(*case, zeta, omega, iterations) for case in cases])
+    clear = np.abs(z) > 1e-3
+    assert clear.mean() > 0.9
+    assert np.array_equal(refined.numpy()[clear], (z > 0)[clear].astype(np.float32))
+
+
+def test_a_pixel_among_its_neighbours_changes_masks():
+    image, unary, box = as_batch(*([part] for part in draw_case(5, 20, 20, noise=0.5)))
+    kept, left_out = (
+        mean_field(image, unary, box, zeta=0.5, iterations=5, include_self=own)
+        for own in (True, False)
+    )
+    assert not torch.equal(kept, left_out)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 7), st.integers(1, 7)),
+    iterations=st.integers(0, 20),
+    zeta=st.sampled_from([0.1, 0.3, 1.0]),
+    omega=st.sampled_from([0.5, 1.0, 2.0]),
+    include_self=st.booleans(),
+    with_box=st.booleans(),
+)
+def test_stacked_neighbours_give_the_z_of_neighbour_by_neighbour(
+    seed, shape, iterations, zeta, omega, include_self, with_box
+):
+    rng = np.random.default_rng(seed)
+    image = torch.tensor(rng.normal(scale=0.3, size=(shape[0], 3, *shape[1:])))
+    z = torch.tensor(rng.uniform(-2, 2, size=shape))
+    share = rng.choice([0.0, 0.5, 1.0], size=shape) if with_box else np.ones(shape)
+    log_box = torch.tensor(share).log()
+    stacked = crf._iterate_stacked(
+        z, log_box, stacked_weights(image, zeta, omega, include_self), iterations
+    )
+    pairs = crf._iterate_pairs(
+        z, log_box, pair_weights(image, zeta, omega), iterations, include_self
+    )
+    assert stacked.shape == pairs.shape == z.shape
+    # Sums of another order drift apart by rounding; on float64 far below what a mask would show.
+    torch.testing.assert_close(stacked, pairs, rtol=0, atol=1e-9)
+
+
+def test_a_cpu_goes_neighbour_by_neighbour(monkeypatch):
+    taken = []
+    monkeypatch.setattr(crf, "_iterate_stacked", lambda z, *args: taken.append("stacked") or z)
+    monkeypatch.setattr(crf, "_iterate_pairs", lambda z, *args: taken.append("pairs") or z)
+    mean_field(torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4))
+    assert taken == ["pairs"]
 
 
 def test_samples_of_a_batch_do_not_mix():

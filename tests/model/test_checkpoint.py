@@ -106,6 +106,13 @@ def test_equal_checkpoints_are_equal_bytes(tiny, saved, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["again.safetensors"]
 
 
+def test_a_checkpoint_is_as_readable_as_any_new_file(tiny, tmp_path):
+    path, other = tmp_path / CHECKPOINT_NAME, tmp_path / "other"
+    save_checkpoint(tiny, path)
+    other.touch()
+    assert path.stat().st_mode == other.stat().st_mode
+
+
 def test_quality_is_written_into_the_file(tiny, saved, tmp_path):
     path = tmp_path / "copy.safetensors"
     path.write_bytes(saved.read_bytes())

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from malcli.errors import ConfigError
+from malcli.geometry.boxes import NO_SIZE
 from malcli.model.labeler import Architecture, build_labeler
 
 TINY = Architecture(
@@ -80,13 +81,47 @@ def test_a_crop_size_off_the_stride_is_refused_and_changes_nothing():
     [
         ("timm/test_vit.r160_in1k", 72, 16, 64),
         ("timm/test_convnext.r160_in1k", 144, 32, 128),
-        ("vit_dinov2_small", 512, 14, 518),  # the default crop size is no multiple of 14
+        ("vit_dinov2_small", 508, 14, 504),
     ],
 )
 def test_an_architecture_off_the_stride_gets_the_nearest_size(encoder, crop_size, stride, near):
     wanted = rf"--crop-size {crop_size}: .* stride {stride}; take {near}$"
     with pytest.raises(ConfigError, match=wanted):
         build_labeler(dataclasses.replace(TINY, encoder=encoder, crop_size=crop_size))
+
+
+def test_the_default_crop_size_just_works_at_patches_of_14():
+    labeler = build_labeler(dataclasses.replace(TINY, encoder="vit_dinov2_small"))
+    assert labeler.crop_size == 64
+    assert labeler.grid == 64 // 14 * 4
+    logits = labeler(torch.zeros(1, 3, 64, 64), torch.tensor([1]))
+    assert logits.shape == (1, labeler.grid, labeler.grid)
+    labeler.set_crop_size(80)
+    assert labeler(torch.zeros(1, 3, 80, 80), torch.tensor([1])).shape == (1, 20, 20)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"encoder": "vit/64x1", "stem": "convolutional", "position": "released"},
+        {"encoder": "timm/test_convnext"},
+    ],
+)
+def test_every_architecture_s_logits_lie_on_its_grid(settings):
+    labeler = build_labeler(dataclasses.replace(TINY, **settings), drop_path=0.2)
+    logits = labeler(torch.zeros(2, 3, 64, 64), torch.tensor([0, 2]))
+    assert logits.shape == (2, labeler.grid, labeler.grid) == (2, 16, 16)
+    for name, parameter in labeler.named_parameters():
+        assert parameter.requires_grad, name
+
+
+def test_a_box_of_no_size_class_gets_logits_of_zero(labeler):
+    image = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = labeler(image, torch.tensor([0, NO_SIZE, 2]))
+        others = labeler(image[[0, 2]], torch.tensor([0, 2]))
+    assert not logits[1].any()
+    assert torch.allclose(logits[[0, 2]], others, atol=1e-5)
 
 
 def test_an_architecture_is_plain_json():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from malcli.errors import OutputError
-from malcli.report.html import check_page, eval_page, label_page, write_page
+from malcli.report.html import attention_page, check_page, eval_page, label_page, write_page
 from malcli.report.plots import Example
 
 VOID = {"meta", "img", "br", "rect"}
@@ -88,6 +88,18 @@ def test_the_label_page_says_what_became_of_the_boxes():
     checked(page)
     assert "9 of 10 boxes have a mask" in page
     checked(label_page({"counts": {}, "boxes_per_s": None, "out": None}, {}, {}))
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_the_attention_page_says_whose_attention_its_rows_show(class_token):
+    summary = {"layers": [4, 12], "gt": NASTY, "encoder": NASTY, "weights": NASTY}
+    pictures = [Example(b"jpeg", (NASTY, "id 7"))]
+    page = attention_page(summary | {"class_token": class_token}, pictures, {"1 bad": [NASTY]})
+    assert checked(page).loads == ["data:image/jpeg;base64,anBlZw=="]
+    assert "layers 4, 12" in page
+    assert ("the class token" in page) == class_token
+    assert "marked by a dot" in page
+    assert "<h2>Problems</h2>" in page
 
 
 def test_a_page_is_written_whole_and_replaces_an_older_one(tmp_path):

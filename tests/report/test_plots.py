@@ -11,6 +11,7 @@ from malcli.report.plots import (
     HUMAN,
     MALCLI,
     Subject,
+    attention_picture,
     crop_sheet,
     draw_subjects,
     instance_window,
@@ -84,6 +85,28 @@ def test_a_sheet_has_a_row_for_each_crop_and_a_cell_for_each_map():
     assert (sheet[16, 36 + 16] == 0).all()
     assert (sheet[36 + 16, 36 + 16] == 255).all()
     assert (sheet[16, 72 + 16] == 255).all()
+
+
+def test_attention_has_a_row_for_each_query_and_a_cell_for_each_layer():
+    crop = np.full((8, 8, 3), 200, dtype=np.uint8)
+    maps = np.zeros((2, 3, 4, 4), dtype=np.float32)
+    maps[1, 2, 3, 0] = 0.5  # lower left
+    picture = attention_picture(crop, maps, [None, (0.5, 0.5)], side=40)
+    assert picture.shape == (2 * 40 + 4, 4 * 40 + 3 * 4, 3)
+    assert (picture[:40, :40] == 200).all()  # the first query is no place
+    assert (picture[44 + 20, 20] == 255).all()  # the second's dot ...
+    assert (picture[44 + 20, 20 + 6] == 0).all()  # ... and its rim
+    dark, bright = picture[44 + 5, 132 + 35], picture[44 + 35, 132 + 5]
+    assert dark.max() < 20
+    assert bright.min() > 100
+
+
+def test_a_single_strong_token_does_not_darken_the_others():
+    maps = np.full((1, 1, 20, 20), 0.1, dtype=np.float32)
+    maps[0, 0, 0, 0] = 100
+    crop = np.zeros((20, 20, 3), dtype=np.uint8)
+    picture = attention_picture(crop, maps, [None], side=20)
+    assert (picture[10, 24 + 10] == picture[0, 24]).all()
 
 
 def test_jpeg_keeps_the_size():
