@@ -5,7 +5,7 @@ from pathlib import Path
 
 from malcli.settings import setting
 
-SPEC = "mal_spec 12: malcli"
+SPEC = "released code"
 PAPER = "paper, Sec. 4.2"
 
 FORMATS = ("coco", "lvis", "objects365", "openimages", "parquet", "yolo")
@@ -127,7 +127,7 @@ class FitConfig(ImageConfig):
         0.0,
         "Stochastic depth of the encoder, student only.",
         panel=MODEL,
-        source=SPEC,
+        source="paper and released code: none",
         low=0,
         high=0.99,
     )
@@ -249,7 +249,7 @@ class FitConfig(ImageConfig):
         1.0,
         "Factor on the encoder's learning rate from each layer to the one below it; 1: none.",
         panel=TRAIN,
-        source=SPEC,
+        source="paper and released code: none",
         low=0.01,
         high=1.0,
     )

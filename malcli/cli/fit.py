@@ -9,7 +9,7 @@ import typer
 from malcli.cli.options import Common, add_command
 from malcli.cli.output import print_json, print_rich, run_engine, show, start_processes
 from malcli.config import FitConfig
-from malcli.settings import read_recipe, resolve, to_plain
+from malcli.settings import PRESETS, read_recipe, resolve, to_plain
 
 if TYPE_CHECKING:
     from malcli.engine.fit import FitResult
@@ -58,7 +58,7 @@ def explain(values: dict[str, Any], common: Common) -> None:
 
 
 def explained(values: dict[str, Any], recipe: str | None) -> dict[str, dict[str, Any]]:
-    """Return name -> value, origin (default, recipe or flag) and the source of the default.
+    """Return name -> value, origin (default, recipe or flag) and who says so.
 
     Raises:
         ConfigError: As `resolve`, but a missing `--data` is no error here.
@@ -74,10 +74,21 @@ def explained(values: dict[str, Any], recipe: str | None) -> dict[str, dict[str,
         item.name: {
             "value": plain.get(item.name),
             "origin": resolved.origin[item.name],
-            "source": item.metadata["source"],
+            "source": source_of(item, getattr(resolved.config, item.name)),
         }
         for item in dataclasses.fields(FitConfig)
     }
     if no_data:
         settings["data"] |= {"value": None, "origin": "not given"}
     return settings
+
+
+def source_of(item: "dataclasses.Field[Any]", value: object) -> str:
+    """Return who has this value, and what paper and released code have where they differ."""
+    presets = {"paper": PRESETS["paper"]["fit"], "released code": PRESETS["released"]["fit"]}
+    if not any(item.name in preset for preset in presets.values()):
+        return str(item.metadata["source"]) if value == item.default else "yours"
+    theirs = {who: preset.get(item.name, item.default) for who, preset in presets.items()}
+    same = " and ".join(who for who in theirs if theirs[who] == value)
+    other = [f"{who}: {its}" for who, its in theirs.items() if its != value]
+    return "; ".join([same or "malcli", *other])

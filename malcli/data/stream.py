@@ -172,18 +172,20 @@ class JsonText:
         decoders = (*((fast,) if fast else ()), *_DECODERS)
         batch: list[Any] = []
         begin, window = self._before + self._at, -1
+        first = fast is not None  # alone, so that `fast` may learn from it
         while not last:
             block = None
-            if window != self._before:  # once a window: a block that fails would fail again
+            if window != self._before and not first:  # once a window: a block that fails would fail again
                 window = self._before
                 block = self._block(decoders)
             if block is None:
                 batch.append(self.value())
             last = self.expect(",]") == "]"
             here = self._before + self._at
-            if batch and (last or block or len(batch) >= rows or here - begin > MAX_BATCH):
+            full = len(batch) >= rows or here - begin > MAX_BATCH
+            if batch and (first or last or block or full):
                 yield batch
-                batch, begin = [], here
+                batch, begin, first = [], here, False
             if block is not None:
                 yield block
                 begin = here
