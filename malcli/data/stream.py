@@ -175,7 +175,8 @@ class JsonText:
         first = fast is not None  # alone, so that `fast` may learn from it
         while not last:
             block = None
-            if window != self._before and not first:  # once a window: a block that fails would fail again
+            # Once a window: a block that fails would fail again.
+            if window != self._before and not first:
                 window = self._before
                 block = self._block(decoders)
             if block is None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -94,10 +96,8 @@ def training_rows(table: BoxTable, min_box_area: float, keep_crowd: bool) -> NDA
     The `area` key is never read: in COCO files masks made it (mal_spec 12).
     """
     xywh = table.xywh()
-    status = np.asarray(table.boxes["status"].to_pylist(), dtype=object)
-    usable = status == "ok"
-    if keep_crowd:
-        usable |= status == "skipped:crowd"
+    wanted = ["ok", "skipped:crowd"] if keep_crowd else ["ok"]
+    usable = np.asarray(pc.is_in(table.boxes["status"], pa.array(wanted)))
     sides = np.nan_to_num(xywh[:, 2:], nan=0.0)
     large = (sides > 2).all(axis=1) & (sides.prod(axis=1) > min_box_area)
     return np.flatnonzero(usable & large)

@@ -16,7 +16,6 @@ from itertools import islice, pairwise
 from typing import TypeVar
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -155,7 +154,7 @@ class Road:
             RunError: The network gives values that are no numbers.
         """
         with self.watch.cpu("read"):
-            status = self.table.boxes["status"].take(pa.array(rows)).to_pylist()
+            status = self.table.take(rows, "status")["status"].to_pylist()
         usable = np.array([text == STATUS_OK for text in status], dtype=bool)
         skipped = [Outcome(int(row), text) for row, text in zip(rows, status, strict=True)]
         yield [outcome for outcome in skipped if outcome.status != STATUS_OK]
@@ -168,7 +167,7 @@ class Road:
 
     def _images(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Yield each image with the rows of its boxes."""
-        image = np.asarray(self.table.boxes["image"].take(pa.array(rows)))
+        image = np.asarray(self.table.take(rows, "image")["image"])
         cuts = np.flatnonzero(np.diff(image)) + 1
         for begin, end in pairwise([0, *cuts, len(rows)]):
             if end > begin:

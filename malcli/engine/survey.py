@@ -175,7 +175,7 @@ def check_images(config: LabelConfig, table: BoxTable, folder: ImageFolder) -> d
             progress.advance(len(errors))
     code = np.array([*codes, 0])  # the last is for boxes of unknown images, whose row is -1
     counts: dict[str, int] = {}
-    for batch in table.boxes.select(["status", "image"]).to_batches():
+    for batch in table.batches("status", "image"):
         found = code[batch["image"].to_numpy()]
         for status, header in zip(batch["status"].to_pylist(), found, strict=True):
             name = HEADER_STATUS[header] if status == STATUS_OK else status
