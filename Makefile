@@ -4,15 +4,16 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 	$$p -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$p && break; done)
 BIN = .venv/bin
 
-.PHONY: check test demo format
+.PHONY: check test test-slow demo format
 
 check: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+test: check
 	$(BIN)/pytest -n 2 -m "not slow"
 
-test: .venv/installed
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	$(BIN)/pytest -n 2
+test-slow: .venv/installed
+	$(BIN)/pytest -n 2 -m slow
 
 demo: .venv/installed
 	$(BIN)/malcli demo

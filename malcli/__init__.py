@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["convert", "evaluate", "fit", "label"]
+__all__ = ["convert", "evaluate", "fit", "label", "retention"]
 
 if TYPE_CHECKING:
-    from malcli.api import convert, evaluate, fit, label
+    from malcli.api import convert, evaluate, fit, label, retention
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

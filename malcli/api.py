@@ -7,7 +7,7 @@ function that needs torch loads it, not the import.
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from malcli.config import ConvertConfig, EvalConfig, FitConfig
+from malcli.config import ConvertConfig, EvalConfig, FitConfig, RetentionConfig
 from malcli.settings import resolve
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from malcli.engine.evaluate import EvalResult
     from malcli.engine.fit import FitResult
     from malcli.engine.label import LabelResult
+    from malcli.engine.retention import RetentionResult
 
 
 def fit(*, recipe: str | None = None, **options: Any) -> "FitResult":  # noqa: ANN401
@@ -92,3 +93,18 @@ def convert(
 
     values = {"src": str(src), "dst": str(dst), **options}
     return engine.convert(resolve(ConvertConfig, values, recipe, "convert").config)
+
+
+def retention(*, recipe: str | None = None, **options: Any) -> "RetentionResult":  # noqa: ANN401
+    """Train the same student on human masks and on malcli's: `malcli retention`.
+
+    Args:
+        recipe: A TOML file.
+        options: Fields of `RetentionConfig`.
+
+    Raises:
+        MalcliError: An option, file or record is wrong, or the run failed.
+    """
+    from malcli.engine import retention as engine
+
+    return engine.retention(resolve(RetentionConfig, options, recipe, "retention").config)

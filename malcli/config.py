@@ -356,7 +356,8 @@ class FitConfig(ImageConfig):
     )
     threshold: str = setting(
         "0.1",
-        "Mask threshold kept in the checkpoint: one value, or three by box size.",
+        "Mask threshold kept in the checkpoint: one value, three by box size, or auto: those whose "
+        "masks fit the boxes best.",
         panel=LABEL,
         source=SPEC,
     )
@@ -417,7 +418,10 @@ class LabelConfig(ImageConfig):
         panel=LABEL,
     )
     crop_size: str | None = setting(
-        None, "Side of the network input, pixels (default: the checkpoint's).", panel=LABEL
+        None,
+        "Side of the network input, pixels, or auto: smaller ones for boxes up to a sixth of it "
+        "(default: the checkpoint's).",
+        panel=LABEL,
     )
     margin: float = setting(
         0.4,
@@ -436,7 +440,11 @@ class LabelConfig(ImageConfig):
         choices=("exact", "released"),
     )
     min_score: float | None = setting(
-        None, "Leave masks with a lower malcli_score empty.", panel=LABEL, low=0, high=1
+        None,
+        "Leave masks with a lower malcli_score (estimated IoU) empty.",
+        panel=LABEL,
+        low=0,
+        high=1,
     )
     batch_size: str = setting("auto", "Crops per network call, or auto.", panel=RUN)
     review: Path | None = setting(None, "CSV of the least sure masks.", panel=OUTPUT)
@@ -560,7 +568,7 @@ class RetentionConfig:
     )
     student: str = setting(
         "maskrcnn_resnet50_fpn_v2",
-        "Student: maskrcnn_resnet50_fpn_v2, or a transformers model (malcli[students]).",
+        "Student: torchvision's maskrcnn_resnet50_fpn_v2.",
         panel=MODEL,
     )
     weights: str | None = setting(

@@ -193,7 +193,7 @@ def parse_thresholds(text: str, what: str = "--threshold") -> tuple[float, float
     except ValueError:
         numbers = []
     if len(numbers) not in (1, 3) or not all(0 <= number < 1 for number in numbers):
-        raise ConfigError(f"{what} {text!r}: give one number in [0, 1), or three by box size")
+        raise ConfigError(f"{what} {text!r}: give one number in [0, 1), three by box size, or auto")
     small, medium, large = numbers * (3 // len(numbers))
     return small, medium, large
 

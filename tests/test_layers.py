@@ -27,16 +27,17 @@ LINES = (
 LEVEL = {name: level for level, line in enumerate(LINES) for name in line}
 
 # Inside a package, who may import whom ...
-COMMANDS = ("convert", "demo", "doctor", "eval", "fit", "label")
+COMMANDS = ("convert", "demo", "doctor", "eval", "fit", "label", "retention")
 FORMATS = ("coco", "lvis", "objects365", "openimages", "parquet", "yolo")
 SIBLINGS = {f"cli.{name}": "options output" for name in COMMANDS} | {
     "cli.main": " ".join(COMMANDS) + " output",
-    "data.formats": " ".join(FORMATS) + " index cache openimages_write yolo_write",
+    "data.formats": " ".join(FORMATS) + " index cache openimages_masks openimages_write yolo_write",
     "data.lvis": "coco",
     "data.objects365": "coco",
     "data.coco": "typed",
     "data.index": "grouping",
-    "data.openimages": "images sizes",
+    "data.openimages": "images openimages_csv openimages_masks sizes",
+    "data.openimages_masks": "images openimages_csv",
     "data.parquet": "parquet_rows",
     "data.openimages_write": "folders images",
     "data.yolo": "images sizes",
@@ -44,9 +45,12 @@ SIBLINGS = {f"cli.{name}": "options output" for name in COMMANDS} | {
     "data.sizes": "cache images",
     "data.rois": "images",
     "data.training": "images rois augment",
+    "geometry.areas": "crops",
     "geometry.boxes": "released",
     "geometry.polygons": "rle",
+    "metrics.ap": "matching",
     "metrics.clustering": "miou",
+    "metrics.miou": "matching shapes",
     "model.attention": "encoders",
     "model.decoders": "query",
     "model.encoders": "surgery",
@@ -58,22 +62,39 @@ SIBLINGS = {f"cli.{name}": "options output" for name in COMMANDS} | {
     "losses.mil": "dice",
     "losses.crf": "dice",
     "engine.convert": "changes convert_weights",
-    "engine.fit": "evaluate failures launch networks runs trainer",
+    "engine.fit": "adaptive evaluate failures launch networks runs survey thresholds trainer",
     "engine.trainer": "batches objective pictures runs schedule",
     "engine.batches": "doctor objective",
     "engine.pictures": "objective",
-    "engine.label": "inference jobs launch parts review survey",
-    "engine.inference": "jobs launch parts predictor survey",
-    "engine.predictor": "launch",
+    "engine.label": "batch_size begin crew inference jobs parts review survey",
+    "engine.batch_size": "inference jobs launch survey",
+    "engine.crew": "parts",
+    "engine.begin": "adaptive jobs launch parts survey thresholds",
+    "engine.thresholds": "inference jobs parts survey",
+    "engine.inference": "adaptive jobs launch parts predictor survey",
+    "engine.predictor": "adaptive launch",
     "engine.launch": "doctor",
-    "engine.jobs": "parts runs",
-    "engine.evaluate": "instances label survey",
+    "engine.jobs": "adaptive parts runs",
+    "engine.compare": "instances scores",
+    "engine.gallery": "compare instances scores",
+    "engine.evaluate": "compare gallery instances label scores survey",
     "engine.measure": "attention clustering evaluate",
     "engine.clustering": "encoding instances survey",
     "engine.attention": "encoding survey",
     "engine.encoding": "launch survey",
+    "engine.survey": "adaptive",
     "engine.demo": "fit label evaluate",
-    "report.html": "plots tables",
+    "engine.retention": "instances phase2 study",
+    "engine.phase2": "failures launch student_results students study",
+    "engine.students": "batches runs",
+    "engine.student_results": "students",
+    "engine.study": "instances jobs",
+    "data.student_images": "images",
+    "model.student": "torchfile",
+    "report.students": "tables",
+    "report.charts": "tables",
+    "report.html": "blocks charts plots tables",
+    "report.blocks": "plots",
 }
 # ... and what everyone in the package may.
 SHARED = {
@@ -88,8 +109,9 @@ SHARED = {
 
 TORCH_ALLOWED = re.compile(
     r"data\.(rois|augment|training)|model\..*|losses\..*"
-    r"|engine\.(attention|batches|demo|doctor|encoding|failures|fit|inference|label|launch"
-    r"|objective|pictures|predictor|runs|schedule|students|trainer)"
+    r"|engine\.(attention|batch_size|batches|demo|begin|doctor|encoding|failures|fit|inference|label|launch"
+    r"|objective|phase2|pictures|predictor|runs|schedule|student_results|students|thresholds"
+    r"|trainer)"
 )
 
 

@@ -7,14 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from malcli.config import ConvertConfig, EvalConfig, FitConfig, LabelConfig
+from malcli.config import ConvertConfig, EvalConfig, FitConfig, LabelConfig, RetentionConfig
 from malcli.settings import PRESETS, parse_thresholds, resolve
 
-KINDS = {"fit": FitConfig, "label": LabelConfig, "eval": EvalConfig, "convert": ConvertConfig}
+KINDS = {
+    "fit": FitConfig,
+    "label": LabelConfig,
+    "eval": EvalConfig,
+    "retention": RetentionConfig,
+    "convert": ConvertConfig,
+}
 NEEDED = {
     "fit": {"data": "boxes.json"},
     "label": {"boxes": "boxes.json"},
     "eval": {"gt": "gt.json"},
+    "retention": {"train": "gt.json", "masks": "masks.json", "val": "val.json"},
 }
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
 

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from malcli import __version__
-from malcli.cli import convert, demo, doctor, eval, fit, label
+from malcli.cli import convert, demo, doctor, eval, fit, label, retention
 from malcli.cli.output import print_error
 from malcli.errors import MalcliError
 
@@ -64,7 +64,7 @@ def commands(
         raise typer.Exit(2)
 
 
-for module in (fit, label, eval, convert, demo, doctor):
+for module in (fit, label, eval, retention, convert, demo, doctor):
     module.register(app)
 
 

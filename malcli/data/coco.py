@@ -72,6 +72,8 @@ def read_coco(
             tables[key] = spool(LISTS[key]([]).schema, _batches(path, text, key), folder, key)
         text.finish()
     for key in LISTS:
+        if key not in tables and "videos" in header:
+            raise DataFormatError(path, f"has no list '{key}' but videos; save frames as images")
         if key not in tables:
             raise DataFormatError(path, f"has no list '{key}'; {_EXPECTED}")
     images = tables["images"].table

@@ -20,6 +20,7 @@ from malcli.data.index import build_table
 from malcli.data.lvis import read_lvis, write_lvis
 from malcli.data.objects365 import read_objects365, write_objects365
 from malcli.data.openimages import read_openimages
+from malcli.data.openimages_masks import mask_folders, masks_csv_of
 from malcli.data.openimages_write import files_of, write_openimages
 from malcli.data.parquet import images_path, read_parquet, write_parquet
 from malcli.data.spool import spool
@@ -51,13 +52,16 @@ _LVIS = re.compile(rb'"(?:neg_category_ids|not_exhaustive_category_ids)"\s*:')
 _OBJECTS365 = re.compile(rb'"(?:isfake|isreflected)"\s*:|objects365_v[12]_|"obj365_')
 
 
-def open_boxes(path: Path, format: str | None = None, images: Path | None = None) -> BoxTable:
+def open_boxes(
+    path: Path, format: str | None = None, images: Path | None = None, *, with_masks: bool = True
+) -> BoxTable:
     """Read an annotation file, or what the cache kept of it.
 
     Args:
         path: The file, or the folder of a YOLO data set.
         format: Its format's name; None: recognised from content.
         images: The image folder, for formats that state no sizes; None: looked up.
+        with_masks: Read masks that lie in files of their own (Open Images'), too: a picture a box.
 
     Raises:
         ConfigError: The format is unknown.
@@ -66,6 +70,8 @@ def open_boxes(path: Path, format: str | None = None, images: Path | None = None
     """
     name = format or recognise(path)
     read = reader_of(name)
+    if name == "openimages":
+        return read(path, images, with_masks=with_masks)
     if name in SIZELESS:
         return read(path, images)
     return cached(path, name, partial(read, path)) if name in JSON_FORMATS else read(path)
@@ -107,6 +113,13 @@ def _whose_json(file: BinaryIO) -> str:
     if _LVIS.search(text) or (b'"coco_url"' in text and b'"file_name"' not in text):
         return "lvis"
     return "objects365" if _OBJECTS365.search(text) else "coco"
+
+
+def inputs_of(path: Path, format: str) -> list[Path]:
+    """Return the files and folders that reading a format may read, images apart."""
+    files = outputs_of(path, format)
+    masks_csv = masks_csv_of(path) if format == "openimages" else None
+    return [*files, masks_csv, *mask_folders(masks_csv)] if masks_csv else files
 
 
 def outputs_of(path: Path, format: str) -> list[Path]:

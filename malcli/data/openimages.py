@@ -2,54 +2,60 @@
 
 Columns are found by name. The file states no image sizes: they come from the headers. A box of a
 group is skipped as `group` (and gets `iscrowd`), one that is the whole view as `inside`. Columns
-that are not needed are kept under their own names. Annotations get their row's number as id, from
-1, categories the number of their line in the class descriptions.
+that are not needed are kept under their own names. Masks come from `openimages_masks`. Annotations
+get their row's number as id, from 1, categories the number of their line in the class descriptions.
 """
 
 import contextlib
 import csv
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pyarrow import csv as arrow_csv
 
 from malcli.data.checks import GROUP, INSIDE, OK, STATUSES, short
-from malcli.data.columns import encode_json, join_members
+from malcli.data.columns import join_members
 from malcli.data.images import find_folder
 from malcli.data.index import build_table
+from malcli.data.openimages_csv import members_of, numbers_of, opened_csv
+from malcli.data.openimages_masks import (
+    ROWS,
+    MaskColumns,
+    Masks,
+    no_masks,
+    open_masks,
+    split_of,
+)
 from malcli.data.sizes import Found, read_sizes
 from malcli.data.spool import spool
 from malcli.data.stream import open_regular
 from malcli.errors import DataFormatError, MissingImageError
-from malcli.records import BoxTable, box_schema, image_schema
+from malcli.records import BoxTable, Problems, box_schema, image_schema
 
 SIDES = ("XMin", "YMin", "XMax", "YMax")
 NEEDED = ("ImageID", "LabelName", *SIDES)
 SUFFIXES = (".jpg", ".jpeg", ".png")  # of images, in the order that they are looked for
-BLOCK = 1 << 20  # bytes read at a time
 MAX_DESCRIPTIONS = 1 << 26  # bytes
+ROTATION = ("ImageID", "Rotation")  # degrees counter-clockwise, to show an image upright
 HEADING = ("LabelName", "DisplayName")  # V7's descriptions have one
-_WHOLE = re.compile(r"-?\d{1,15}")
-_DECIMAL = re.compile(r"-?\d{1,15}\.\d+(?:e-?\d{1,3})?")
 
 SCHEMA = pa.schema([each for each in box_schema(pa.int64(), pa.string()) if each.name != "image"])
 
 
-def read_openimages(path: Path, images: Path | None = None) -> BoxTable:
+def read_openimages(path: Path, images: Path | None = None, *, with_masks: bool = True) -> BoxTable:
     """Read a CSV of boxes, in bounded memory beside the list of images.
 
     Args:
         path: The CSV.
         images: The image folder; None: looked up beside the CSV.
+        with_masks: Read the masks, too, if a CSV of masks and PNG files are beside it.
 
     Raises:
-        DataFormatError: Not a CSV of boxes, cut short, or not UTF-8.
+        DataFormatError: Not a CSV of boxes or of masks, cut short, or not UTF-8.
         MissingImageError: None of the images is there.
         RunError: The disk of temporary files is full.
     """
@@ -62,8 +68,17 @@ def read_openimages(path: Path, images: Path | None = None) -> BoxTable:
     categories = _categories(path, labels)
     numbers = {each["mid"]: each["id"] for each in categories}
     hw = np.array([(each.height or 0, each.width or 0) for each in found]).reshape(-1, 2)
-    boxes = spool(SCHEMA, _boxes(path, ids, numbers, hw.astype(np.float64)))
-    return build_table(path, "openimages", {"categories": categories}, _images(ids, found), boxes)
+    problems = Problems()
+    turned = _rotations(path, ids, problems)
+    masks = open_masks(path, problems) if with_masks else None
+    boxes = spool(SCHEMA, _boxes(path, ids, numbers, hw.astype(np.float64), masks))
+    if masks is not None:
+        masks.finish()
+    header = {"categories": categories}
+    table = build_table(path, "openimages", header, _images(ids, found, turned), boxes)
+    table.problems.counts.update(problems.counts)
+    table.problems.examples.update(problems.examples)
+    return table
 
 
 def _folder(path: Path, names: pa.ChunkedArray, ids: dict[str, int], images: Path | None) -> Path:
@@ -75,10 +90,11 @@ def _folder(path: Path, names: pa.ChunkedArray, ids: dict[str, int], images: Pat
     return find_folder(path, names, images).root
 
 
-def _images(ids: dict[str, int], found: list[Found]) -> pa.Table:
+def _images(ids: dict[str, int], found: list[Found], turned: dict[str, str]) -> pa.Table:
     """Return the columns of images; one that is not there has no name."""
+    extra = [f"{{{turned[name]}}}" if name in turned else None for name in ids]
     names, heights, widths = zip(*found, strict=True) if found else ((), (), ())
-    columns = [list(ids), names, heights, widths, [None] * len(ids)]
+    columns = [list(ids), names, heights, widths, extra]
     return pa.Table.from_arrays(
         [
             pa.array(column, field.type)
@@ -88,49 +104,37 @@ def _images(ids: dict[str, int], found: list[Found]) -> pa.Table:
     )
 
 
-@contextlib.contextmanager
-def _opened(path: Path, columns: list[str] | None = None) -> Iterator[arrow_csv.CSVStreamingReader]:
-    """Open the CSV, every column as text; what pyarrow raises in the block is one line."""
-    with open_regular(path) as file:
-        names = _header(path, file)
-        convert = arrow_csv.ConvertOptions(
-            column_types={name: pa.string() for name in names},
-            include_columns=columns or names,
-            strings_can_be_null=False,
-        )
-        options = arrow_csv.ReadOptions(
-            use_threads=False, block_size=BLOCK, column_names=names, skip_rows=1
-        )
+def _rotations(path: Path, ids: dict[str, int], problems: Problems) -> dict[str, str]:
+    """Return `"Rotation":degrees` of the images that are to be turned, from the CSV of images.
+
+    Open Images does not say whether its boxes are those of the image as it is stored or turned:
+    malcli takes both as they are, and counts these images.
+    """
+    folders = (path.absolute().parent, path.absolute().parent.parent)
+    files = [file for folder in folders for file in sorted(folder.glob("*rotation*.csv"))]
+    turned: dict[str, str] = {}
+    for file in (file for file in files if split_of(file) in (split_of(path), None)):
         try:
-            yield arrow_csv.open_csv(file, read_options=options, convert_options=convert)
-        except (pa.ArrowException, OSError, UnicodeError) as error:
-            what = " ".join(str(error).split())
-            raise DataFormatError(path, f"not a CSV of Open Images ({short(what)})") from None
-
-
-def _header(path: Path, file: BinaryIO) -> list[str]:
-    """Return the names of the columns; the file is at its start again."""
-    line = file.readline(BLOCK)
-    file.seek(0)
-    try:
-        names = next(csv.reader([line.decode("utf-8-sig").strip("\r\n")]), [])
-    except (UnicodeDecodeError, csv.Error):
-        raise DataFormatError(path, "its first line is no text; is it a CSV?") from None
-    missing = [name for name in NEEDED if name not in names]
-    if missing:
-        raise DataFormatError(
-            path, f"its first line has no column {', '.join(missing)}; is it a CSV of boxes?"
-        )
-    if len(set(names)) < len(names):
-        raise DataFormatError(path, "two of its columns have the same name; rename one")
-    return names
+            with opened_csv(file, ROTATION, "images", list(ROTATION)) as reader:
+                for batch in reader:
+                    angle = np.nan_to_num(numbers_of(batch["Rotation"]), posinf=0, neginf=0)
+                    some = batch.filter(pa.array(angle % 360 != 0))
+                    texts = members_of("Rotation", some["Rotation"]).to_pylist()
+                    pairs = zip(some["ImageID"].to_pylist(), texts, strict=True)
+                    turned.update((name, text) for name, text in pairs if name in ids)
+        except DataFormatError as error:
+            problems.add("no-rotations", f"{error}; it was not read")
+        break
+    for name, text in turned.items():
+        problems.add("rotated-image", f"image {short(name)}: {text}, taken as it is stored")
+    return turned
 
 
 def _first_pass(path: Path) -> tuple[dict[str, int], list[str]]:
     """Return the row of each image id, in the order of the file, and the labels, sorted."""
     ids: dict[str, int] = {}
     labels: set[str] = set()
-    with _opened(path, ["ImageID", "LabelName"]) as reader:
+    with opened_csv(path, NEEDED, "boxes", ["ImageID", "LabelName"]) as reader:
         for batch in reader:
             for name in pc.unique(batch["ImageID"]).to_pylist():
                 ids.setdefault(name, len(ids))
@@ -166,7 +170,11 @@ def _descriptions(path: Path) -> dict[str, str]:
 
 
 def _boxes(
-    path: Path, ids: dict[str, int], numbers: dict[str, int], hw: NDArray[np.float64]
+    path: Path,
+    ids: dict[str, int],
+    numbers: dict[str, int],
+    hw: NDArray[np.float64],
+    masks: Masks | None,
 ) -> Iterator[pa.RecordBatch]:
     """Yield the columns of boxes in pixels.
 
@@ -175,24 +183,28 @@ def _boxes(
         ids: Row of each image.
         numbers: Category id of each label.
         hw: (N, 2) sizes of the images; 0 if unknown.
+        masks: Of the boxes.
     """
     begin = 1
-    with _opened(path) as reader:
-        for batch in reader:
-            if batch.num_rows:
-                yield _columns(batch, begin, ids, numbers, hw)
-            begin += batch.num_rows
+    with opened_csv(path, NEEDED, "boxes") as reader:
+        for block in reader:
+            rows = ROWS if masks else max(block.num_rows, 1)
+            for at in range(0, block.num_rows, rows):
+                batch = block.slice(at, rows)
+                size = hw[_mapped(batch["ImageID"], ids)]
+                given = masks.columns(batch, begin, size) if masks else no_masks(batch.num_rows)
+                yield _columns(batch, begin, numbers, size, given)
+                begin += batch.num_rows
 
 
 def _columns(
     batch: pa.RecordBatch,
     begin: int,
-    ids: dict[str, int],
     numbers: dict[str, int],
-    hw: NDArray[np.float64],
+    size: NDArray[np.float64],
+    masks: MaskColumns,
 ) -> pa.RecordBatch:
-    sides = [_numbers(batch[name]) for name in SIDES]
-    size = hw[_mapped(batch["ImageID"], ids)]
+    sides = [numbers_of(batch[name]) for name in SIDES]
     height, width = size.T
     x0, y0, x1, y1 = sides
     with np.errstate(over="ignore", invalid="ignore"):
@@ -207,29 +219,14 @@ def _columns(
         "image_id": batch["ImageID"],
         "category_id": pa.array(_mapped(batch["LabelName"], numbers)),
         "bbox": pa.FixedSizeListArray.from_arrays(pa.array(xywh.ravel()), 4, mask=pa.array(bad)),
-        "area": pa.nulls(batch.num_rows, pa.float64()),
+        "area": masks.area,
         "iscrowd": pa.array(group.astype(np.int8)),
-        "segmentation": pa.nulls(batch.num_rows, pa.string()),
+        "segmentation": masks.segmentation,
         "status": named.dictionary_decode(),
-        "extra": _extra(batch, bad),
+        "extra": _extra(batch, bad, masks.members),
     }
     columns = [values[field.name].cast(field.type) for field in SCHEMA]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
-
-
-def _numbers(column: pa.Array) -> NDArray[np.float64]:
-    """Return texts as numbers; NaN where they are none."""
-    try:
-        return np.asarray(column.cast(pa.float64()))
-    except pa.ArrowInvalid:
-        return np.array([_number(text) for text in column.to_pylist()])
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")
 
 
 def _mapped(column: pa.Array, values: dict[str, int]) -> NDArray[np.int64]:
@@ -246,29 +243,15 @@ def _flag(batch: pa.RecordBatch, name: str) -> NDArray[np.bool_]:
     return np.asarray(pc.equal(batch[name], "1"), dtype=bool)
 
 
-def _extra(batch: pa.RecordBatch, bad: NDArray[np.bool_]) -> pa.Array:
+def _extra(batch: pa.RecordBatch, bad: NDArray[np.bool_], of_masks: pa.Array) -> pa.Array:
     """Return the other columns as JSON objects; those of a bad box with its sides, as they are."""
     names = [name for name in batch.schema.names if name not in NEEDED]
-    parts = [_members(name, batch[name]) for name in names]
+    # Those of masks come first: of equal keys the last counts.
+    parts = [of_masks, *(members_of(name, batch[name]) for name in names)]
     if bad.any():
         rows = pa.array(bad)
         parts += [
-            pc.if_else(rows, _members(name, batch[name]), pa.scalar(None, pa.string()))
+            pc.if_else(rows, members_of(name, batch[name]), pa.scalar(None, pa.string()))
             for name in SIDES
         ]
     return join_members(parts, batch.num_rows)
-
-
-def _members(name: str, column: pa.Array) -> pa.Array:
-    """Return `"name":value` for each text; nothing for an empty one."""
-    coded = column.dictionary_encode()
-    key = encode_json(name)
-    texts = [f"{key}:{_plain(text)}" if text else None for text in coded.dictionary.to_pylist()]
-    return pa.array(texts, pa.string()).take(coded.indices)
-
-
-def _plain(text: str) -> str:
-    """Return a text as JSON: a number if it is one."""
-    if _WHOLE.fullmatch(text):
-        return str(int(text))
-    return repr(float(text)) if _DECIMAL.fullmatch(text) else encode_json(text)

@@ -11,6 +11,7 @@ left out, and counted.
 import contextlib
 import csv
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -37,6 +38,7 @@ MASK_COLUMNS = (
     *("BoxXMin", "BoxXMax", "BoxYMin", "BoxYMax", "PredictedIoU", "Clicks"),
 )
 FLAGS = BOX_COLUMNS[8:]
+OF_MASKS = {"PredictedIoU", "Clicks"}  # keys that only the row of a mask says
 SAID = {"image_id", "category_id", "bbox", "segmentation", "iscrowd", *BOX_COLUMNS}
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
@@ -97,8 +99,12 @@ def write_openimages(
             name = _UNSAFE.sub("", stem.replace("/", ""))[:180] + f"_{number}.png"
             mask.save(folder / name)
             sides = [row[side] for side in ("XMin", "XMax", "YMin", "YMax")]
-            score = record.get("malcli_score", "")
-            index.writerow([name, row["ImageID"], row["LabelName"], number, *sides, score, ""])
+            score = record.get("malcli_score", record.get("PredictedIoU", ""))
+            clicks = record.get("Clicks", "")
+            index.writerow([name, row["ImageID"], row["LabelName"], number, *sides, score, clicks])
+    if folder is None:  # masks of an earlier output would be taken for those of these boxes
+        masks_csv.unlink(missing_ok=True)
+        shutil.rmtree(masks, ignore_errors=True)
     return rows.count
 
 
@@ -155,7 +161,8 @@ class _Rows:
             ids = take_ids([{"id": each.get("image_id")} for each in batch], "id", self._id_type)
             found = self._rows.find(pa.chunked_array([ids]))
             for record, image in zip(batch, found, strict=True):
-                self._lost.update(f"key '{key}'" for key in record if key not in SAID)
+                said = SAID if record.get("segmentation") is None else SAID | OF_MASKS
+                self._lost.update(f"key '{key}'" for key in record if key not in said)
                 row = self._row(record, int(image))
                 if isinstance(row, str):
                     self._lost[f"annotations {row}"] += 1

@@ -11,7 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from malcli.data.images import BadImage, ImageFolder, check_image, resolve
-from malcli.geometry.boxes import clip_xyxy, expand_box, round_outward, size_class, xywh_to_xyxy
+from malcli.geometry.boxes import (
+    clip_xyxy,
+    expand_box,
+    largest_overlaps,
+    round_outward,
+    size_class,
+    xywh_to_xyxy,
+)
 from malcli.geometry.crops import crop_roi
 from malcli.geometry.released import box_pixels, image_part, nearby_roi, released_area
 from malcli.records import BoxTable
@@ -31,6 +38,7 @@ class Roi(NamedTuple):
         size: Size class of the box as given, for its threshold: 0 small, 1 medium, 2 large.
         network_size: The class that the network is told, which may be `NO_SIZE`; None: `size`.
         pixels: (4,) int64 x0 y0 x1 y1 of the box's whole pixels; None: the window.
+        overlap: Largest IoU of the box with another one of the image.
     """
 
     row: int
@@ -40,6 +48,7 @@ class Roi(NamedTuple):
     size: int
     network_size: int | None = None
     pixels: NDArray[np.int64] | None = None
+    overlap: float = 0.0
 
     @property
     def image_hw(self) -> tuple[int, int]:
@@ -79,9 +88,11 @@ def image_rois(
     else:
         roi, window = _exact_roi(xyxy, margin, image_hw)
         pixels = window
+    overlap = largest_overlaps(clip_xyxy(xyxy, image_hw))
+    columns = zip(rows, roi, window, size, network_size, pixels, overlap, strict=True)
     return [
-        Roi(int(rows[i]), image, roi[i], window[i], int(size[i]), int(network_size[i]), pixels[i])
-        for i in range(len(rows))
+        Roi(int(row), image, one, place, int(kind), int(told), whole, float(shared))
+        for row, one, place, kind, told, whole, shared in columns
     ]
 
 
@@ -103,7 +114,7 @@ def crop_batch(rois: Sequence[Roi], crop_size: int, border: str = "reflect") -> 
     """Return the crops of RoIs, (B, S, S, 3) uint8 RGB; `border` as in `crop_roi`."""
     crops_BSS3 = np.empty((len(rois), crop_size, crop_size, 3), dtype=np.uint8)
     for crop, roi in zip(crops_BSS3, rois, strict=True):
-        crop[:] = crop_roi(roi.image, roi.roi, crop_size, border)
+        crop_roi(roi.image, roi.roi, crop_size, border, out=crop)
     return crops_BSS3
 
 

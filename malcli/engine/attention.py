@@ -94,7 +94,9 @@ def draw_attention(config: EvalConfig) -> AttentionResult:
     layers = _layers_of(config.layers)
     log(f"eval: reading {config.gt}")
     table = select(
-        open_boxes(config.gt, config.format, config.images), config.categories, config.limit
+        open_boxes(config.gt, config.format, config.images, with_masks=False),
+        config.categories,
+        config.limit,
     )
     if config.strict:
         refuse_problems(table)

@@ -16,40 +16,30 @@ from numpy.typing import NDArray
 
 from malcli.config import EvalConfig, LabelConfig
 from malcli.data.formats import open_boxes, select
+from malcli.engine.compare import Comparison, compare_masks
+from malcli.engine.gallery import draw_galleries
 from malcli.engine.instances import (
-    Frame,
     Sides,
+    checkpoint_of,
     open_predicted,
     read_frame,
     read_human,
     read_predicted,
+    refuse_problems,
 )
-from malcli.errors import DataFormatError
-from malcli.metrics.ap import ApResult, box_ap, mask_ap, resample
-from malcli.metrics.miou import (
-    box_masks,
-    category_means,
-    ellipse_masks,
-    group_instances,
-    instance_scores,
-    interval,
-    intervals,
-    resample_images,
-    summarise,
-)
-from malcli.metrics.pairing import Instances, Pairs, pair_instances
+from malcli.engine.scores import Scored, score_pairs
+from malcli.errors import ConfigError
+from malcli.geometry.boxes import SIZE_NAMES
+from malcli.metrics.ap import ApResult, box_ap, frequency_ap, mask_ap, resample
+from malcli.metrics.miou import category_means, interval, resample_images
 from malcli.metrics.retention import retention
-from malcli.records import BoxTable, Problems, Rle
+from malcli.records import BoxTable, Problems
+from malcli.report.charts import Category
 from malcli.report.html import check_page, eval_page, write_page
-from malcli.report.plots import HUMAN, MALCLI, Example, Subject, draw_subjects, photo_reader
-from malcli.report.progress import Progress, log
+from malcli.report.progress import log
 
 AP_RESAMPLES = 200  # accumulating AP again costs more than a mean
-CHUNK = 512  # instances between two looks at the clock
-SHOWN = 12  # pictures a gallery
 IOU_METRICS = ("miou", "category_miou", "dice", "boundary_iou", "iou_over")
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -61,12 +51,13 @@ class EvalResult:
         pred: The masks scored; None if they were made here and not kept.
         checkpoint: What made the masks, as their file says it.
         metrics: The IoU metrics: `miou`, `category_miou`, `dice`, `boundary_iou`, `iou_over`.
-        ap: COCO's twelve numbers, mask.
-        box_ap: COCO's twelve numbers, box.
+        ap: COCO's twelve numbers, mask; with LVIS's frequencies also APr, APc, APf.
+        box_ap: The same of the boxes.
         baselines: `box` and `ellipse`, each with the IoU metrics.
         counts: Instances, paired, missing, unmatched, crowd.
         intervals: The same nesting with [low, high].
         retention: {AP name: {value, low, high}}, per cent.
+        comparison: The second file of masks.
         problems: Records that could not be used.
     """
 
@@ -80,6 +71,7 @@ class EvalResult:
     counts: dict[str, int] | None
     intervals: dict[str, Any] | None
     retention: dict[str, Any] | None = None
+    comparison: Comparison | None = None
     problems: Problems = field(default_factory=Problems)
 
     def to_json(self) -> dict[str, Any]:
@@ -92,22 +84,12 @@ class EvalResult:
             "counts": self.counts,
             "intervals": self.intervals,
             "retention": self.retention,
+            "compare": None if self.comparison is None else self.comparison.to_json(),
             "gt": str(self.gt),
             "pred": None if self.pred is None else str(self.pred),
             "checkpoint": self.checkpoint,
             "problems": self.problems.counts,
         }
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The IoU metrics of the paired instances, and what pictures are chosen by."""
-
-    metrics: dict[str, Any]
-    baselines: dict[str, Any]
-    intervals: dict[str, Any]
-    pairs: Pairs
-    scores: dict[str, dict[str, FloatArray]]  # by who made the masks: pred, box, ellipse
 
 
 def evaluate(config: EvalConfig) -> EvalResult:
@@ -122,30 +104,37 @@ def evaluate(config: EvalConfig) -> EvalResult:
         OutputError: The report would replace an input or another file.
     """
     if config.report is not None:
-        inputs = [config.gt, config.pred, config.oracle, config.masks]
+        inputs = [config.gt, config.pred, config.oracle, config.masks, config.compare]
         check_page(config.report, inputs, config.overwrite)
     sides = read_sides(config)
-    images = len(sides.frame.names)
+    images, frequency = len(sides.frame.names), sides.frame.frequency
     draws = resample_images(images, config.bootstrap, config.seed)
     # A list of detections is not one mask for each box: AP alone.
     listed = not isinstance(sides.source, BoxTable)
-    scored = None if listed else score_pairs(sides.human, sides.predicted, sides.frame, draws)
+    scored = None if listed else score_pairs(sides.human, sides.predicted, draws)
+    compared = None
+    if config.compare is not None:
+        if scored is None:
+            raise ConfigError(f"--compare: {config.pred} is a results list, which gives AP alone")
+        compared = compare_masks(config, config.compare, sides, scored, draws)
     log("eval: average precision")
+    again = bool(len(draws))
     aps = {
-        "ap": mask_ap(sides.human, sides.predicted, images, boxes_too=listed),
-        "box_ap": box_ap(sides.human, sides.predicted, images),
+        "ap": mask_ap(sides.human, sides.predicted, images, boxes_too=listed, keep_cells=again),
+        "box_ap": box_ap(sides.human, sides.predicted, images, keep_cells=again),
     }
     result = EvalResult(
         gt=config.gt,
         pred=config.pred or config.masks,
-        checkpoint=_checkpoint_of(sides.source),
+        checkpoint=checkpoint_of(sides.source),
         metrics=scored.metrics if scored else dict.fromkeys(IOU_METRICS),
-        ap=aps["ap"].stats,
-        box_ap=aps["box_ap"].stats,
+        ap={**aps["ap"].stats, **frequency_ap(aps["ap"], frequency)},
+        box_ap={**aps["box_ap"].stats, **frequency_ap(aps["box_ap"], frequency)},
         baselines=scored.baselines if scored else None,
         counts=scored.pairs.counts if scored else None,
-        intervals=_intervals(scored, aps, draws),
+        intervals=_intervals(scored, aps, draws, frequency),
         retention=_retention(config, sides, aps["ap"], draws) if config.oracle else None,
+        comparison=compared,
         problems=sides.problems,
     )
     if config.report is not None:
@@ -167,12 +156,12 @@ def read_sides(config: EvalConfig) -> Sides:
     frame = read_frame(table, config)
     human = read_human(table, frame, problems)
     if config.strict:
-        _refuse_problems(config.gt, problems)
+        refuse_problems(config.gt, problems)
     with _masks(config) as path:
         source = open_predicted(path)
         predicted = read_predicted(source, frame, problems)
     if config.strict:
-        _refuse_problems(path, problems)
+        refuse_problems(path, problems)
     for kind, examples in problems.examples.items():
         log(f"eval: {problems.counts[kind]} {kind}, such as {examples[0]}")
     return Sides(table, source, frame, human, predicted, problems)
@@ -201,82 +190,22 @@ def _label(config: EvalConfig, out: Path) -> Path:
     return out
 
 
-def _checkpoint_of(source: BoxTable | Path) -> str | None:
-    """Return the checkpoint's hash that `label` wrote into a file of masks."""
-    info = source.header.get("info") if isinstance(source, BoxTable) else None
-    ours = info.get("malcli") if isinstance(info, dict) else None
-    checkpoint = ours.get("checkpoint") if isinstance(ours, dict) else None
-    return None if checkpoint is None else str(checkpoint)
-
-
-def _refuse_problems(path: Path, problems: Problems) -> None:
-    for kind, examples in problems.examples.items():
-        raise DataFormatError(path, f"--strict: {problems.counts[kind]} {kind}: {examples[0]}")
-
-
-def score_pairs(
-    human: Instances, predicted: Instances, frame: Frame, draws: NDArray[np.uint8]
-) -> Scored:
-    """Return the IoU metrics of predictions and baselines on the same human instances.
-
-    Args:
-        human: Human instances, crowd included.
-        predicted: Predicted instances on the same image rows.
-        frame: The images.
-        draws: (R, images) bootstrap resamples.
-    """
-    pairs = pair_instances(human, predicted)
-    xywh, image = human.xywh[pairs.human], human.image[pairs.human]
-    sizes = [frame.sizes_hw[row] for row in image]
-    masks: dict[str, list[Rle | None]] = {
-        "pred": [predicted.rles[j] if j >= 0 else None for j in pairs.predicted],
-        "box": list(box_masks(xywh, sizes)),
-        "ellipse": list(ellipse_masks(xywh, sizes)),
-    }
-    truth = [rle for rle in (human.rles[i] for i in pairs.human) if rle is not None]
-    groups = group_instances(image, human.category[pairs.human], xywh)
-    scores = _all_scores(truth, masks)
-    values = {name: summarise(part, groups) for name, part in scores.items()}
-    bounds = {name: intervals(part, groups, draws) for name, part in scores.items()}
-    return Scored(
-        metrics=values.pop("pred"),
-        baselines=values,
-        intervals={**bounds.pop("pred"), "baselines": bounds},
-        pairs=pairs,
-        scores=scores,
-    )
-
-
-def _all_scores(
-    truth: list[Rle], masks: Mapping[str, list[Rle | None]]
-) -> dict[str, dict[str, FloatArray]]:
-    """Return `instance_scores` of every list of masks, with progress."""
-    parts: dict[str, list[dict[str, FloatArray]]] = {name: [] for name in masks}
-    with Progress(len(truth), "masks", "eval") as progress:
-        for begin in range(0, max(1, len(truth)), CHUNK):
-            part = slice(begin, begin + CHUNK)
-            for name, values in masks.items():
-                parts[name].append(instance_scores(truth[part], values[part]))
-            progress.advance(len(truth[part]))
-    return {
-        name: {key: np.concatenate([one[key] for one in some]) for key in some[0]}
-        for name, some in parts.items()
-    }
-
-
 def _intervals(
-    scored: Scored | None, aps: Mapping[str, ApResult], draws: NDArray[np.uint8]
+    scored: Scored | None,
+    aps: Mapping[str, ApResult],
+    draws: NDArray[np.uint8],
+    frequency: Mapping[int, str],
 ) -> dict[str, Any] | None:
     """Return the 95 % intervals of everything, None without resamples."""
     if len(draws) == 0:
         return None
-    bounds = {
-        key: {
-            name: None if value.stats[name] is None else interval(drawn)
-            for name, drawn in resample(value, draws[:AP_RESAMPLES]).items()
+    bounds = {}
+    for key, value in aps.items():
+        known = {**value.stats, **frequency_ap(value, frequency)}
+        drawn = resample(value, draws[:AP_RESAMPLES], frequency)
+        bounds[key] = {
+            name: None if known[name] is None else interval(drawn[name]) for name in drawn
         }
-        for key, value in aps.items()
-    }
     return {**(scored.intervals if scored else dict.fromkeys(IOU_METRICS)), **bounds}
 
 
@@ -288,8 +217,8 @@ def _retention(
     found = Problems()
     results = read_predicted(open_predicted(config.oracle), sides.frame, found)
     if config.strict:
-        _refuse_problems(config.oracle, found)
-    oracle = mask_ap(sides.human, results, len(sides.frame.names))
+        refuse_problems(config.oracle, found)
+    oracle = mask_ap(sides.human, results, len(sides.frame.names), keep_cells=bool(len(draws)))
     few = draws[:AP_RESAMPLES]
     return dict(retention(ap.stats, oracle.stats, resample(ap, few), resample(oracle, few)))
 
@@ -299,49 +228,39 @@ def _write_report(
 ) -> None:
     assert config.report is not None
     log(f"eval: writing {config.report}")
-    histograms, categories, galleries = {}, [], {}
+    histograms: dict[str, dict[str, NDArray[np.float64]]] = {}
+    categories, galleries = [], {}
     if scored is not None and len(scored.pairs.human):
+        histograms = _histograms(scored, result.comparison)
         iou = scored.scores["pred"]["iou"]
-        titles = {"pred": "masks", "ellipse": "ellipse", "box": "filled box"}
-        histograms = {title: scored.scores[name]["iou"] for name, title in titles.items()}
-        means = category_means(iou, sides.human.category[scored.pairs.human])
         named = sides.frame.categories
-        categories = [(named.get(k, str(k)), mean, count) for k, (mean, count) in means.items()]
-        galleries = _galleries(config, sides, scored)
+        means = category_means(iou, sides.human.category[scored.pairs.human])
+        categories = [Category(named.get(k, str(k)), *means[k]) for k in means]
+        galleries = draw_galleries(config, sides, scored, result.comparison)
+    found = [("", sides.problems)]
+    if result.comparison is not None:
+        found.append(("--compare: ", result.comparison.problems))
     problems = {
-        f"{count} {kind}": result.problems.examples.get(kind, [])
-        for kind, count in result.problems.counts.items()
+        f"{where}{count} {kind}": some.examples.get(kind, [])
+        for where, some in found
+        for kind, count in some.counts.items()
     }
     page = eval_page(result.to_json(), histograms, categories, galleries, problems)
     write_page(config.report, page)
 
 
-def _galleries(config: EvalConfig, sides: Sides, scored: Scored) -> dict[str, list[Example]]:
-    """Return pictures of the worst, the median and the best masks."""
-    frame, human, predicted = sides.frame, sides.human, sides.predicted
-    pairs, iou = scored.pairs, scored.scores["pred"]["iou"]
-    drawn = [n for n, j in enumerate(pairs.predicted) if j >= 0 and predicted.rles[j] is not None]
-    order = np.array(drawn, dtype=np.int64)[np.argsort(iou[drawn], kind="stable")]
-    middle = max(0, (len(order) - SHOWN) // 2)
-    chosen = {
-        "Worst": order[:SHOWN],
-        "Median": order[middle : middle + SHOWN],
-        "Best": order[::-1][:SHOWN],
-    }
-
-    def subject(n: int) -> Subject:
-        i, row = int(pairs.human[n]), int(human.image[pairs.human[n]])
-        name = frame.categories.get(int(human.category[i]), str(human.category[i]))
-        return Subject(
-            file_name=frame.names[row],
-            image_hw=frame.sizes_hw[row],
-            xywh=human.xywh[i],
-            masks=((human.rles[i], HUMAN), (predicted.rles[pairs.predicted[n]], MALCLI)),
-            caption=(f"IoU {iou[n]:.3f}, {name}", f"id {human.ids[i]}, {frame.names[row]}"),
-        )
-
-    read = photo_reader(sides.table, config.images, config.max_pixels, log)
+def _histograms(
+    scored: Scored, comparison: Comparison | None
+) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """Return the IoU of the instances by size and by who made the masks; empty sizes left out."""
+    made = {"masks": scored.scores["pred"]["iou"]}
+    if comparison is not None:
+        made["second masks"] = comparison.second.scores["iou"]
+    made |= {"ellipse": scored.scores["ellipse"]["iou"], "filled box": scored.scores["box"]["iou"]}
+    size = scored.groups.size
+    rows = {"all": size >= 0} | {name: size == n for n, name in enumerate(SIZE_NAMES)}
     return {
-        title: draw_subjects([subject(int(n)) for n in rows], read)
-        for title, rows in chosen.items()
+        name: {title: iou[some] for title, iou in made.items()}
+        for name, some in rows.items()
+        if some.any()
     }

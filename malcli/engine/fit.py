@@ -15,24 +15,34 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from malcli.config import EvalConfig, FitConfig
+from malcli.config import EvalConfig, FitConfig, LabelConfig
 from malcli.data.augment import ViewOdds
 from malcli.data.formats import open_boxes, select
-from malcli.data.images import find_images
+from malcli.data.images import ImageFolder, find_images
 from malcli.data.training import CropRule, TrainingCrops, training_rows
 from malcli.engine import launch, runs
+from malcli.engine.adaptive import AUTO
 from malcli.engine.failures import failures_named
 from malcli.engine.networks import build_networks, with_architecture_of_weights
 from malcli.engine.signals import StopFlag
+from malcli.engine.survey import auto_batch
+from malcli.engine.thresholds import auto_thresholds
 from malcli.engine.trainer import Trainer
 from malcli.errors import DataFormatError
 from malcli.files import hash_file
-from malcli.model.checkpoint import Checkpoint, with_quality
+from malcli.model.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    with_quality,
+)
 from malcli.model.locate import CHECKPOINT_NAME
 from malcli.model.pretrained import licence_of
 from malcli.records import BoxTable
 from malcli.report.progress import log
 from malcli.settings import parse_thresholds, to_plain
+
+UNTIL_KNOWN = (0.5, 0.5, 0.5)  # thresholds of `auto` while training goes on
 
 
 @dataclass
@@ -72,7 +82,8 @@ def fit(config: FitConfig) -> FitResult:
 
     Source: Secs. 3 and 4.2.
     """
-    threshold = parse_thresholds(config.threshold)
+    is_auto = config.threshold == AUTO
+    threshold = UNTIL_KNOWN if is_auto else parse_thresholds(config.threshold)
     device = launch.choose_device(config.device)
     precision = launch.choose_precision(config.precision, device)
     accelerator = launch.make_accelerator(device, precision)
@@ -80,7 +91,9 @@ def fit(config: FitConfig) -> FitResult:
     run, continued = runs.choose_run(config)
     accelerator.wait_for_everyone()  # before the first process makes the folder
     table = select(
-        open_boxes(config.data, config.format, config.images), config.categories, config.limit
+        open_boxes(config.data, config.format, config.images, with_masks=False),
+        config.categories,
+        config.limit,
     )
     rows = _rows(config, table)
     crops = TrainingCrops(table, find_images(config.data, table, config.images), _rule(config))
@@ -105,6 +118,8 @@ def fit(config: FitConfig) -> FitResult:
         last=trainer.last,
     )
     if accelerator.is_main_process:
+        if is_auto:
+            save_thresholds(config, result.checkpoint, table, crops.folder)
         if check:
             result.val = check(trainer.loop.step, trainer.epochs_done())
             with_quality(result.checkpoint, _quality(config, result.val))
@@ -133,6 +148,29 @@ def validate(config: FitConfig, run: Path, step: int, epoch: float) -> dict[str,
     ).to_json()
     runs.append_line(run, {"step": step, "epoch": round(epoch, 4), "val": scores})
     return scores
+
+
+def save_thresholds(
+    config: FitConfig, checkpoint: Path, table: BoxTable, folder: ImageFolder
+) -> None:
+    """Write into a checkpoint the thresholds that fit the training boxes best."""
+    loaded = load_checkpoint(checkpoint)
+    crop_size = loaded.architecture.crop_size
+    found = auto_thresholds(
+        LabelConfig(
+            boxes=config.data,
+            device=config.device,
+            workers=config.workers,
+            max_pixels=config.max_pixels,
+        ),
+        loaded,
+        table,
+        folder,
+        batch_size=auto_batch(launch.choose_device(config.device).type, crop_size),
+        precision="auto",
+        crop_size=crop_size,
+    )
+    save_checkpoint(dataclasses.replace(loaded, threshold=found), checkpoint)
 
 
 def _rows(config: FitConfig, table: BoxTable) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -23,15 +23,19 @@ from torch import Tensor
 from malcli.config import LabelConfig
 from malcli.data.images import BadImage, ImageFolder, decode_image, resolve
 from malcli.data.rois import Roi, crop_batch, image_rois
+from malcli.engine.adaptive import crop_sides, same_sided, side_of
 from malcli.engine.jobs import Manifest
 from malcli.engine.launch import choose_device, choose_precision
 from malcli.engine.parts import Outcome
 from malcli.engine.predictor import LabelRule, Predictor
 from malcli.engine.survey import workers_of
 from malcli.errors import RunError
+from malcli.geometry.areas import paste_majority
+from malcli.geometry.boxes import roi_frame
 from malcli.geometry.crops import paste_mask
 from malcli.geometry.released import paste_bilinear
 from malcli.geometry.rle import empty_rle, encode_crop
+from malcli.metrics.confidence import evidence, predict_iou
 from malcli.model.checkpoint import Checkpoint
 from malcli.records import STATUS_EMPTY, STATUS_OK, BoxTable
 from malcli.report.progress import log
@@ -94,23 +98,32 @@ def open_road(
     Raises:
         ConfigError: The device is not there, or cannot take the job's precision.
     """
+    predictor = open_predictor(config, manifest, checkpoint)
+    sides = " or ".join(f"{side} x {side}" for side in predictor.rule.sides)
+    size = f"{manifest.batch_size} crops of {sides} pixels"
+    log(f"label: {predictor.device}, {manifest.precision}, batches of {size}")
+    return Road(table, folder, predictor, watch, workers_of(config))
+
+
+def open_predictor(config: LabelConfig, manifest: Manifest, checkpoint: Checkpoint) -> Predictor:
+    """Put the network on its device, with the arguments and errors of `open_road`."""
+    native, stride = checkpoint.architecture.crop_size, checkpoint.student.encoder.stride
+    *smaller, crop_size = crop_sides(manifest.crop_size, native, stride)
     rule = LabelRule(
         network=config.network,
         tta=config.tta,
         refine=config.refine,
         threshold=manifest.threshold,
-        crop_size=manifest.crop_size,
+        crop_size=crop_size,
         margin=config.margin,
         min_score=config.min_score or 0.0,
         max_pixels=config.max_pixels,
         geometry=config.geometry,
+        smaller_crops=tuple(smaller),
     )
     device = choose_device(config.device)
     precision = choose_precision(manifest.precision, device)
-    predictor = Predictor(checkpoint, rule, device, precision)
-    size = f"{manifest.batch_size} crops of {rule.crop_size} x {rule.crop_size} pixels"
-    log(f"label: {device}, {precision}, batches of {size}")
-    return Road(table, folder, predictor, watch, workers_of(config))
+    return Predictor(checkpoint, rule, device, precision)
 
 
 class Road:
@@ -159,11 +172,20 @@ class Road:
         skipped = [Outcome(int(row), text) for row, text in zip(rows, status, strict=True)]
         yield [outcome for outcome in skipped if outcome.status != STATUS_OK]
         lost: list[Outcome] = []
-        images = self._ahead(self._decode, self._images(rows[usable]), self._workers + 1)
-        batches = _batched(self._rois(images, lost), batch_size)
-        crops = self._ahead(self._crop, batches, BATCHES_AHEAD)
-        yield from self._ahead(self._finish, map(self._predict, crops), BATCHES_AHEAD)
+        maps = self.maps(rows[usable], batch_size, lost)
+        yield from self._ahead(self._finish, maps, BATCHES_AHEAD)
         yield lost
+
+    def maps(
+        self, rows: NDArray[np.int64], batch_size: int, lost: list[Outcome]
+    ) -> Iterator[tuple[list[Roi], list[Tensor]]]:
+        """Yield the network's maps of boxes that can be labelled; the others go to `lost`.
+
+        As in `label`; no map at all: the device cannot hold even one crop.
+        """
+        images = self._ahead(self._decode, self._images(rows), self._workers + 1)
+        batches = same_sided(self._rois(images, lost), self.rule.sides, batch_size)
+        return map(self._predict, self._ahead(self._crop, batches, BATCHES_AHEAD))
 
     def _images(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Yield each image with the rows of its boxes."""
@@ -210,7 +232,7 @@ class Road:
 
     def _crop(self, rois: list[Roi]) -> tuple[list[Roi], NDArray[np.uint8]]:
         with self.watch.cpu("crop"):
-            return rois, crop_batch(rois, self.rule.crop_size, self.rule.border)
+            return rois, crop_batch(rois, side_of(rois[0], self.rule.sides), self.rule.border)
 
     def _predict(
         self, batch: tuple[list[Roi], NDArray[np.uint8]]
@@ -231,7 +253,8 @@ class Road:
         if not maps:
             return [Outcome(roi.row, "skipped:memory") for roi in rois]
         with self.watch.wall("network"):
-            arrays = [tensor.float().cpu().numpy() for tensor in maps]
+            arrays = [maps[0].float().cpu().numpy()]
+            arrays += [refined.to(torch.uint8).cpu().numpy() for refined in maps[1:]]
         if not np.isfinite(arrays[0]).all():
             raise RunError(
                 "the network gave values that are no numbers; --precision fp32 avoids overflow, "
@@ -246,23 +269,34 @@ class Road:
         self,
         roi: Roi,
         prob_map: NDArray[np.float32],
-        refined_SS: NDArray[np.float32] | None = None,
+        refined_SS: NDArray[np.uint8] | None = None,
     ) -> Outcome:
-        """Return a box's mask and score: the mean probability inside the mask."""
-        paste = paste_bilinear if self.rule.geometry == "released" else paste_mask
+        """Return a box's mask and score."""
+        released = self.rule.geometry == "released"
         with self.watch.cpu("paste"):
-            prob = paste(prob_map, roi.roi, roi.window)
-            mask = prob > self.rule.threshold[roi.size]
-            if refined_SS is not None:
-                mask = paste(refined_SS, roi.roi, roi.window) > 0.5
+            if refined_SS is None:
+                paste = paste_bilinear if released else paste_mask
+                mask = paste(prob_map, roi.roi, roi.window) > self.rule.threshold[roi.size]
+            elif released:
+                mask = paste_bilinear(refined_SS.astype(np.float32), roi.roi, roi.window) > 0.5
+            else:
+                mask = paste_majority(refined_SS, roi.roi, roi.window)
             area = int(np.count_nonzero(mask))
-            score = round(float(prob[mask].mean(dtype=np.float64)), 6) if area else 0.0
+            score = self._score(roi, prob_map, mask) if area else 0.0
         with self.watch.cpu("encode"):
             if not area or score < self.rule.min_score:
                 counts = empty_rle(roi.image_hw)["counts"]
                 return Outcome(roi.row, STATUS_EMPTY, *roi.image_hw, counts, 0, 0.0)
             rle = encode_crop(mask, int(roi.window[0]), int(roi.window[1]), roi.image_hw)
             return Outcome(roi.row, STATUS_OK, *roi.image_hw, rle["counts"], area, score)
+
+    def _score(self, roi: Roi, prob_map: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
+        """Return the estimated IoU of a mask, or under `released` its mean probability."""
+        if self.rule.geometry == "released":
+            prob = paste_bilinear(prob_map, roi.roi, roi.window)
+            return round(float(prob[mask].mean(dtype=np.float64)), 6)
+        box = roi_frame(roi.window.astype(np.float64), roi.roi)
+        return round(predict_iou(evidence(prob_map, box, roi.overlap)), 6)
 
     def _ahead(
         self, work: Callable[[Item], Made], items: Iterable[Item], count: int
@@ -284,10 +318,3 @@ class Road:
             return future.result()
         with self.watch.wall("wait"):
             return future.result()
-
-
-def _batched(items: Iterable[Item], count: int) -> Iterator[list[Item]]:
-    """Yield the items in lists of `count`; the last may be shorter."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, count)):
-        yield batch

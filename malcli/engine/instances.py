@@ -5,9 +5,9 @@ Decides which records can be used, and counts the others; knows nothing of metri
 
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -39,6 +39,7 @@ class Frame:
         categories: {id: name}.
         chosen: The categories of the human instances that `--categories` leaves; None: all.
         partial: Whether either option left something out.
+        frequency: {category id: r, c or f}, where LVIS says it.
     """
 
     row: dict[Hashable, int]
@@ -47,6 +48,7 @@ class Frame:
     categories: dict[int, str]
     chosen: frozenset[int] | None
     partial: bool
+    frequency: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,20 @@ def read_frame(table: BoxTable, config: EvalConfig) -> Frame:
         categories=category_names(table.header),
         chosen=None if config.categories is None else left,
         partial=config.limit is not None or config.categories is not None,
+        frequency=_frequencies(table.header),
     )
+
+
+def _frequencies(header: Mapping[str, Any]) -> dict[int, str]:
+    """Return LVIS's group of each category: rare, common or frequent."""
+    categories = header.get("categories")
+    found: dict[int, str] = {}
+    for category in categories if isinstance(categories, list) else ():
+        if isinstance(category, dict) and _is_id(category.get("id")):
+            letter = category.get("frequency")
+            if letter in ("r", "c", "f"):
+                found[category["id"]] = letter
+    return found
 
 
 def read_human(table: BoxTable, frame: Frame, problems: Problems) -> Instances:
@@ -152,6 +167,24 @@ def read_predicted(source: BoxTable | Path, frame: Frame, problems: Problems) ->
             "image ids of --gt",
         )
     return builder.columns()
+
+
+def checkpoint_of(source: BoxTable | Path) -> str | None:
+    """Return the checkpoint's hash that `label` wrote into a file of masks."""
+    info = source.header.get("info") if isinstance(source, BoxTable) else None
+    ours = info.get("malcli") if isinstance(info, dict) else None
+    checkpoint = ours.get("checkpoint") if isinstance(ours, dict) else None
+    return None if checkpoint is None else str(checkpoint)
+
+
+def refuse_problems(path: Path, problems: Problems) -> None:
+    """Refuse records that cannot be used: what `--strict` asks for.
+
+    Raises:
+        DataFormatError: There are any.
+    """
+    for kind, examples in problems.examples.items():
+        raise DataFormatError(path, f"--strict: {problems.counts[kind]} {kind}: {examples[0]}")
 
 
 def _records(table: BoxTable) -> Iterator[list[Record]]:

@@ -26,6 +26,7 @@ from malcli.config import LabelConfig
 from malcli.data.formats import recognise
 from malcli.data.parquet import images_path
 from malcli.data.stream import JsonText, open_regular
+from malcli.engine.adaptive import AUTO
 from malcli.errors import DataFormatError, OutputError, RunError
 from malcli.files import replacing, write_error
 from malcli.report.progress import log
@@ -75,7 +76,7 @@ class Manifest:
         batch_size: Crops per network call.
         precision: Number format of the network.
         threshold: Thresholds by size class.
-        crop_size: Side of the network's input, pixels.
+        crop_size: Side of the network's input, pixels, or `auto`.
     """
 
     job: Job
@@ -84,7 +85,7 @@ class Manifest:
     batch_size: int
     precision: str
     threshold: tuple[float, float, float]
-    crop_size: int
+    crop_size: int | str
 
 
 def job_of(config: LabelConfig, settings: dict[str, Any], checkpoint: Path) -> Job:
@@ -261,7 +262,8 @@ def read_manifest(out: Path) -> Manifest | None:
         small, medium, large = (float(value) for value in values.pop("threshold"))
         job = Job(**values.pop("job"))
         manifest = Manifest(job=job, threshold=(small, medium, large), **values)
-        numbers = (manifest.boxes, manifest.parts, manifest.batch_size, manifest.crop_size)
+        side = 0 if manifest.crop_size == AUTO else manifest.crop_size
+        numbers = (manifest.boxes, manifest.parts, manifest.batch_size, side)
         if any(type(number) is not int or number < 0 for number in numbers):
             raise ValueError("a number is wrong")
     except FileNotFoundError:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from malcli.config import LabelConfig
 from malcli.data.images import ImageFolder
 from malcli.engine import jobs, survey
+from malcli.engine.crew import Crew
 from malcli.engine.jobs import Job, Manifest
 from malcli.engine.parts import Outcome, PartFolder, merge, missing_error
 from malcli.engine.signals import StopFlag, command_of
@@ -29,7 +30,6 @@ from malcli.model.locate import locate_checkpoint, preset_of
 from malcli.records import Problems
 from malcli.report.html import check_page
 from malcli.report.progress import Progress, log
-from malcli.settings import parse_thresholds
 
 if TYPE_CHECKING:
     from malcli.engine.inference import Road
@@ -160,7 +160,7 @@ class _Start:
         parts = PartFolder(jobs.parts_path(self.out), table)
         mine = [] if self.config.merge else list(range(len(parts)))[self.share]
         if manifest is None and (mine or not len(parts)):
-            manifest = self._begin(job, parts)
+            manifest = self._begin(job, parts, folder)
         if manifest is None:
             log("label: no part belongs to this share")
             return self.result
@@ -213,23 +213,19 @@ class _Start:
                 f"that version, or start anew with --overwrite"
             )
 
-    def _begin(self, job: Job, parts: PartFolder) -> Manifest:
+    def _begin(self, job: Job, parts: PartFolder, folder: ImageFolder) -> Manifest:
         """Decide what every start of the job will obey, and write it down."""
-        from malcli.engine.launch import choose_device, choose_precision
+        from malcli.engine.batch_size import with_largest_batch
+        from malcli.engine.begin import first_manifest
 
-        config, checkpoint = self.config, self._checkpoint()
-        device = choose_device(config.device)
-        threshold = parse_thresholds(config.threshold) if config.threshold else checkpoint.threshold
-        crop_size = job.settings.get("crop_size", checkpoint.architecture.crop_size)
-        manifest = Manifest(
-            job=job,
-            boxes=parts.table.boxes.num_rows,
-            parts=len(parts),
-            batch_size=survey.batch_size_of(config) or survey.auto_batch(device.type, crop_size),
-            precision=choose_precision(config.precision, device),
-            threshold=threshold,
-            crop_size=crop_size,
-        )
+        try:
+            with self.stop.at_once():  # automatic thresholds can take a minute
+                checkpoint = self._checkpoint()
+                manifest = first_manifest(self.config, job, parts, folder, checkpoint)
+                manifest = with_largest_batch(self.config, manifest, checkpoint)
+        except KeyboardInterrupt:
+            self._stop_here(parts)
+            raise
         return jobs.write_manifest(self.out, manifest)
 
     def _checkpoint(self) -> "Checkpoint":
@@ -261,12 +257,17 @@ class _Start:
         watch = Watch(self.result.seconds)
         loaded = self._checkpoint()
         road = open_road(self.config, manifest, loaded, parts.table, folder, watch)
-        total, left = (sum(len(parts.rows(index)) for index in some) for some in (mine, todo))
+        # All local processes together: the first one's line is the only one that is seen.
+        shard = range(len(parts))[survey.share_of(self.config.shard, {})]
+        crew = Crew(parts, set(shard) - set(mine))
+        total, own, left = (sum(len(parts.rows(i)) for i in some) for some in (shard, mine, todo))
+        log(f"label: {len(parts.present())} of {len(parts)} parts are done, {len(todo)} left here")
         start = time.monotonic()
         try:
-            with Progress(total, "boxes", "label", done=total - left) as progress:
+            with Progress(total, "boxes", "label", done=own - left + crew.news()) as progress:
                 for index in todo:
                     manifest = self._label_part(parts, index, manifest, road, progress)
+                    progress.advance(crew.news())
                     self._stop_here(parts)
         finally:
             road.close()

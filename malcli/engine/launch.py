@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -103,6 +104,14 @@ def start_processes(count: int, arguments: Sequence[str], together: bool) -> int
             for rank in range(count)
         ]
         codes = _wait(children, stop, together)
+        again = " with --resume" if together else ""
+        for rank, code in enumerate(codes):
+            if code < 0 and not stop.signum:  # it could not say so itself
+                name = signal.Signals(-code).name
+                sys.stderr.write(
+                    f"malcli: error: process {rank} of {count} was ended by {name}; what is "
+                    f"finished is kept; start the same command again{again}\n"
+                )
         failed = next((rank for rank, code in enumerate(codes) if code), 0)
         if failed and not codes[0]:
             logs[failed].seek(0)

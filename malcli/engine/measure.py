@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from malcli.engine.clustering import ClusteringResult
     from malcli.engine.evaluate import EvalResult
 
-OF_MASKS = ("pred", "oracle", "masks")
+OF_MASKS = ("pred", "oracle", "masks", "compare")
 OF_ENCODERS = ("encoder", "weights", "ids")
 
 

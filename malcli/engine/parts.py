@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import gc
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -35,6 +36,7 @@ PART_BOXES = 1024
 BUCKETS = 200  # files that a merge sorts into; more would meet the limit of open files
 BUCKET_ROWS = 65_536  # of a small job
 PARTS_READ = 64  # at a time by a merge; one by one, each would put a few rows into every bucket
+PART_NAME = re.compile(r"part-(\d+)\.parquet")
 MERGED_ROWS = 8192  # records that a writer gets at once
 SCHEMA = pa.schema(
     [
@@ -125,6 +127,13 @@ class PartFolder:
         """Return the parts of a share (None: all) that are not done."""
         parts = range(len(self)) if share is None else share
         return [index for index in parts if not self.is_done(index)]
+
+    def present(self) -> set[int]:
+        """Return the parts whose file is there, whole or not: one look at the folder."""
+        with contextlib.suppress(FileNotFoundError):
+            names = (PART_NAME.fullmatch(entry.name) for entry in os.scandir(self.path))
+            return {int(name[1]) for name in names if name}
+        return set()
 
     def write(self, index: int, outcomes: Sequence[Outcome]) -> None:
         """Commit a part: one outcome a box, in any order.

@@ -3,6 +3,7 @@
 Shape suffixes: B crops, C channels, S crop pixels, G score grid.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from malcli.data.rois import Roi
 from malcli.data.training import rectangle_mask
+from malcli.engine.adaptive import AUTO
 from malcli.engine.launch import DTYPES
+from malcli.errors import ConfigError
 from malcli.geometry.boxes import roi_frame
 from malcli.geometry.released import box_lines
 from malcli.losses.crf import mean_field
@@ -30,6 +33,8 @@ class LabelRule:
 
     Attributes:
         threshold: By size class; a pixel is in the mask where its probability is above.
+        crop_size: Side of the crops, pixels.
+        smaller_crops: Sides below it that crops of small boxes have, ascending.
     """
 
     network: str
@@ -41,6 +46,12 @@ class LabelRule:
     min_score: float
     max_pixels: int
     geometry: str = "exact"
+    smaller_crops: tuple[int, ...] = ()
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Sides that crops may have, ascending, pixels."""
+        return (*self.smaller_crops, self.crop_size)
 
     @property
     def border(self) -> str:
@@ -71,7 +82,10 @@ class Predictor:
             "teacher": [checkpoint.teacher],
             "mean": [checkpoint.student, checkpoint.teacher],
         }[rule.network]
-        self.networks = [_placed(network, rule.crop_size, device, self.dtype) for network in chosen]
+        self.networks = {
+            side: [_placed(one, device, self.dtype) for one in networks]
+            for side, networks in _by_side(chosen, rule).items()
+        }
         self.crf = {
             "zeta": float(checkpoint.settings.get("crf_zeta", 0.1)),
             "omega": float(checkpoint.settings.get("crf_omega", 1.0)),
@@ -83,6 +97,7 @@ class Predictor:
     def __call__(self, crops_BSS3: NDArray[np.uint8], rois: Sequence[Roi]) -> list[Tensor]:
         """Return float32 probabilities and, with refinement, (B, S, S) masks of 0 and 1.
 
+        S is the rule's crop size, or one of its smaller ones.
         The probabilities are (B, G, G), or (B, S, S) in the `released` geometry. They are on the
         device and may not be finished yet; the mean of networks and of the flipped view is taken
         over logits (mal_spec 8.1).
@@ -90,28 +105,24 @@ class Predictor:
         crops_BCSS = torch.from_numpy(crops_BSS3).to(self.device).permute(0, 3, 1, 2)
         sizes = [roi.size if roi.network_size is None else roi.network_size for roi in rois]
         size_B = torch.tensor(sizes)
-        image_BCSS = self.networks[0].normalise(crops_BCSS)
-        logits = [network(image_BCSS.to(self.dtype), size_B) for network in self.networks]
+        side = crops_BCSS.shape[-1]
+        networks = self.networks[side]
+        image_BCSS = networks[0].normalise(crops_BCSS)
+        logits = [network(image_BCSS.to(self.dtype), size_B) for network in networks]
         if self.rule.tta == "flip":
             flipped = image_BCSS.flip(-1).to(self.dtype)
-            logits += [network(flipped, size_B).flip(-1) for network in self.networks]
+            logits += [network(flipped, size_B).flip(-1) for network in networks]
         logits_BGG = torch.stack(logits).mean(dim=0)
         if self.rule.geometry == "released":
-            maps = [self._grown(logits_BGG).sigmoid() * self._box_mask(rois)]
+            maps = [_grown(logits_BGG, side).sigmoid() * self._box_mask(rois, side)]
         else:
             maps = [logits_BGG.sigmoid()]
         if self.rule.refine == "crf":
             maps.append(self._refined(image_BCSS, logits_BGG, rois))
         return maps
 
-    def _grown(self, logits_BGG: Tensor) -> Tensor:
-        """Return logits at the crop's resolution, (B, S, S); mal_spec 8.2."""
-        side = self.rule.crop_size
-        return F.interpolate(logits_BGG[:, None], (side, side), mode="bilinear")[:, 0]
-
-    def _box_mask(self, rois: Sequence[Roi]) -> Tensor:
+    def _box_mask(self, rois: Sequence[Roi], side: int) -> Tensor:
         """Return what of each crop is its box, (B, S, S): 0 and 1, or shares of pixels if exact."""
-        side = self.rule.crop_size
         if self.rule.geometry == "released":
             lines = [
                 box_lines(roi.window if roi.pixels is None else roi.pixels, roi.roi, side)
@@ -128,12 +139,13 @@ class Predictor:
 
         The mean field decides at 0.5, so the logits are moved to put the threshold there.
         """
+        side = image_BCSS.shape[-1]
         threshold_B = logits_BGG.new_tensor([self.rule.threshold[roi.size] for roi in rois])
         moved_BGG = logits_BGG - threshold_B.clamp(min=SMALLEST_PROB).logit()[:, None, None]
         return mean_field(
             image_BCSS,
-            self._grown(moved_BGG).sigmoid(),
-            self._box_mask(rois),
+            _grown(moved_BGG, side).sigmoid(),
+            self._box_mask(rois, side),
             zeta=self.crf["zeta"],
             omega=self.crf["omega"],
             iterations=int(self.crf["iterations"]),
@@ -141,12 +153,40 @@ class Predictor:
         )
 
 
-def _placed(
-    network: MaskLabeler, crop_size: int, device: torch.device, dtype: torch.dtype
-) -> MaskLabeler:
+def _grown(logits_BGG: Tensor, side: int) -> Tensor:
+    """Return logits at the crop's resolution, (B, S, S); mal_spec 8.2."""
+    return F.interpolate(logits_BGG[:, None], (side, side), mode="bilinear")[:, 0]
+
+
+def _by_side(networks: Sequence[MaskLabeler], rule: LabelRule) -> dict[int, Sequence[MaskLabeler]]:
+    """Return the networks for each side of crops; they share all values that do not depend on it.
+
+    Raises:
+        ConfigError: The encoder does not take crops of such a side.
+    """
+    found = {side: [_resized(one, side) for one in networks] for side in rule.smaller_crops}
+    for network in networks:
+        if rule.crop_size != network.crop_size:
+            network.set_crop_size(rule.crop_size)
+    return {**found, rule.crop_size: networks}
+
+
+def _resized(network: MaskLabeler, side: int) -> MaskLabeler:
+    """Return the network for smaller crops: new where it depends on them, else the same tensors."""
+    shared = {id(tensor): tensor for tensor in network.parameters()}
+    twin = copy.deepcopy(network, shared)
+    try:
+        twin.set_crop_size(side)
+    except ConfigError:
+        raise ConfigError(
+            f"--crop-size {AUTO}: --encoder {network.encoder.name} takes crops of "
+            f"{network.crop_size} pixels alone; leave --crop-size out"
+        ) from None
+    return twin
+
+
+def _placed(network: MaskLabeler, device: torch.device, dtype: torch.dtype) -> MaskLabeler:
     """Return the network on the device, its weights cast; normalisation stays in float32."""
-    if crop_size != network.crop_size:
-        network.set_crop_size(crop_size)
     network.to(device)
     mean, std = network.get_buffer("mean_C11"), network.get_buffer("std_C11")
     network.to(dtype)

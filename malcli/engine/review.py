@@ -39,7 +39,10 @@ def write_extras(
 
 
 def write_review(out: Path, review: Path) -> None:
-    """Write the least sure masks of an output: id, image, category, score, status.
+    """Write the least sure masks of an output, the least sure first.
+
+    Columns: `id` of the annotation, `image` (file name), `category` (name), `score`
+    (`malcli_score`, the estimated IoU; 0: empty), `status`.
 
     Raises:
         OutputError: The folder cannot be written to.
@@ -85,7 +88,7 @@ def write_report(
         "The surest": heapq.nlargest(SHOWN, labelled),
         "Random": [labelled[int(place)] for place in sorted(chosen)],
     }
-    table_of_input = open_boxes(config.boxes, config.format, config.images)
+    table_of_input = open_boxes(config.boxes, config.format, config.images, with_masks=False)
     read = photo_reader(table_of_input, config.images, config.max_pixels, log)
     galleries: dict[str, list[Example]] = {
         title: draw_subjects([_subject(table, one) for one in scored], read)

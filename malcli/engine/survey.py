@@ -15,6 +15,7 @@ from malcli.data.formats import open_boxes, select
 from malcli.data.images import ImageFolder, find_images
 from malcli.data.parquet import images_path
 from malcli.data.rois import check_headers
+from malcli.engine.adaptive import AUTO
 from malcli.errors import ConfigError, DataFormatError, OutputError
 from malcli.model.locate import locate_checkpoint, preset_of
 from malcli.records import STATUS_OK, BoxTable, Problems
@@ -56,10 +57,25 @@ def result_settings(config: LabelConfig) -> dict[str, Any]:
     """
     values = {name: getattr(config, name) for name in RESULT_SETTINGS}
     if config.threshold is not None:
-        values["threshold"] = list(parse_thresholds(config.threshold))
+        is_auto = config.threshold == AUTO
+        values["threshold"] = AUTO if is_auto else list(parse_thresholds(config.threshold))
     if config.crop_size is not None:
-        values["crop_size"] = whole_number(config.crop_size, "--crop-size")
+        values["crop_size"] = crop_size_of(config.crop_size)
     return {name: value for name, value in values.items() if value is not None}
+
+
+def crop_size_of(text: str) -> int | str:
+    """Return the side of crops that `--crop-size` says, pixels, or `auto`.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if text == AUTO:
+        return AUTO
+    try:
+        return whole_number(text, "--crop-size")
+    except ConfigError as error:
+        raise ConfigError(f"{error}, or {AUTO}") from None
 
 
 def whole_number(text: str, flag: str) -> int:
@@ -73,9 +89,14 @@ def whole_number(text: str, flag: str) -> int:
     return int(text)
 
 
-def auto_batch(device: str, crop_size: int) -> int:
-    """Return the crops per network call on a `cuda` or `cpu` device where the user gives none."""
-    return 64 if device == "cuda" else 16 if crop_size <= LARGE_CROP else 4
+def auto_batch(device: str, crop_size: int | str) -> int:
+    """Return the crops per network call on a `cuda` or `cpu` device where the user gives none.
+
+    Of crops of several sizes (`auto`), the largest may be large.
+    """
+    if device == "cuda":
+        return 64
+    return 4 if crop_size == AUTO or int(crop_size) > LARGE_CROP else 16
 
 
 def batch_size_of(config: LabelConfig) -> int | None:
@@ -141,7 +162,9 @@ def open_data(config: LabelConfig) -> tuple[BoxTable, ImageFolder]:
         MissingImageError: None of the images is there.
     """
     table = select(
-        open_boxes(config.boxes, config.format, config.images), config.categories, config.limit
+        open_boxes(config.boxes, config.format, config.images, with_masks=False),
+        config.categories,
+        config.limit,
     )
     folder = find_images(config.boxes, table, config.images)
     log(

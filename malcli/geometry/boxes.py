@@ -58,6 +58,22 @@ def size_class(area: NDArray[np.floating], law: str = "half-open") -> NDArray[np
     return size
 
 
+def largest_overlaps(xyxy: FloatArray) -> FloatArray:
+    """Return for each box (N, 4) the largest IoU with another one of them, (N,).
+
+    It is 0 where there is no other one; boxes without area overlap nothing.
+    """
+    area = np.prod(np.maximum(xyxy[:, 2:] - xyxy[:, :2], 0), axis=1)
+    found = np.zeros(len(xyxy))
+    for row, (box, own) in enumerate(zip(xyxy, area, strict=True)):
+        sides = np.minimum(xyxy[:, 2:], box[2:]) - np.maximum(xyxy[:, :2], box[:2])
+        shared = np.prod(np.maximum(sides, 0), axis=1)
+        iou = shared / np.maximum(area + own - shared, np.finfo(np.float64).tiny)
+        iou[row] = 0
+        found[row] = iou.max()
+    return found
+
+
 def expand_box(xyxy: FloatArray, margins: FloatArray, law: str = "exact") -> NDArray[np.int64]:
     """Return the integer RoIs of boxes grown by a margin on each side.
 

@@ -14,7 +14,11 @@ from PIL import Image
 
 
 def crop_roi(
-    image: NDArray[np.uint8], roi: NDArray[np.int64], size: int, border: str = "reflect"
+    image: NDArray[np.uint8],
+    roi: NDArray[np.int64],
+    size: int,
+    border: str = "reflect",
+    out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
     """Return the RoI's pixels resized to a square, aspect ratio not kept.
 
@@ -23,6 +27,7 @@ def crop_roi(
         roi: (4,) x0 y0 x1 y1, pixels; may leave the image.
         size: Side of the crop, pixels.
         border: What lies outside the image: `reflect`, or `wrap` as the released code does.
+        out: (size, size, 3) uint8 where the crop goes; None: it may share the image's memory.
 
     Returns:
         (size, size, 3) uint8; cubic when growing, area mean when shrinking; `wrap` resizes with
@@ -33,8 +38,12 @@ def crop_roi(
     patch = cut_roi(image, roi, border)
     if border == "wrap":
         resized = Image.fromarray(patch).resize((size, size), Image.Resampling.BICUBIC)
-        return np.asarray(resized)
-    cropped: NDArray[np.uint8] = resize(patch, (size, size), cv2.INTER_CUBIC)
+        cropped = np.asarray(resized)
+    else:
+        cropped = resize(patch, (size, size), cv2.INTER_CUBIC, out)
+    if out is not None and cropped is not out:
+        out[:] = cropped
+        return out
     return cropped
 
 
@@ -46,6 +55,13 @@ def cut_roi(
     x0, y0, x1, y1 = (int(value) for value in roi)
     if x0 >= 0 and y0 >= 0 and x1 <= width and y1 <= height:
         return image[y0:y1, x0:x1]
+    left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+    beyond = (top - y0, y1 - bottom, left - x0, x1 - right)
+    # OpenCV mirrors within the part that it is given, so no fill may be as wide as the part.
+    if border == "reflect" and max(beyond[:2]) < bottom - top and max(beyond[2:]) < right - left:
+        part = image[top:bottom, left:right]
+        filled: NDArray[np.uint8] = cv2.copyMakeBorder(part, *beyond, cv2.BORDER_REFLECT_101)
+        return filled
     # Only the part that the fill needs is copied: the fill mirrors at most one RoI side inward.
     rows = _border_indices(y0, y1, height, border)
     columns = _border_indices(x0, x1, width, border)
@@ -63,13 +79,19 @@ def _border_indices(begin: int, end: int, length: int, border: str) -> NDArray[n
     return np.where(folded < length, folded, 2 * (length - 1) - folded)
 
 
-def resize(values: NDArray[Any], hw: tuple[int, int], grow: int = cv2.INTER_LINEAR) -> NDArray[Any]:
+def resize(
+    values: NDArray[Any],
+    hw: tuple[int, int],
+    grow: int = cv2.INTER_LINEAR,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]:
     """Return (h, w[, C]) values resized to hw: area mean along with shrinking, `grow` otherwise.
 
     Args:
         values: uint8 or float32.
         hw: (height, width) wanted.
         grow: OpenCV's interpolation for growing.
+        out: Where the values may go; they are there only if it is what is returned.
     """
     height, width = values.shape[:2]
     if (height, width) == hw:
@@ -79,7 +101,7 @@ def resize(values: NDArray[Any], hw: tuple[int, int], grow: int = cv2.INTER_LINE
         shrunk = (min(hw[1], width), min(hw[0], height))
         values = cv2.resize(values, shrunk, interpolation=cv2.INTER_AREA)
     if values.shape[:2] != hw:
-        values = cv2.resize(values, (hw[1], hw[0]), interpolation=grow)
+        values = cv2.resize(values, (hw[1], hw[0]), dst=out, interpolation=grow)
     return values
 
 

@@ -4,24 +4,32 @@ Everything here is a mean over human instances; an instance without a usable pre
 Knows nothing of files, scores or detections.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from malcli.geometry.boxes import SIZE_NAMES, clip_xyxy, size_class, xywh_to_xyxy
-from malcli.geometry.rle import decode_windows, empty_rle, encode_crop, paired_iou, rle_box
+from malcli.geometry.boxes import SIZE_NAMES, size_class
+from malcli.geometry.rle import empty_rle, rle_box
+from malcli.metrics.matching import mask_iou
+from malcli.metrics.shapes import (
+    Shape,
+    boundary,
+    box_shapes,
+    decode_shapes,
+    ellipse_shapes,
+    is_all_boundary,
+    overlaps,
+)
 from malcli.records import Rle
 
-BOUNDARY_RATIO = 0.02  # of the image's diagonal, as in the Boundary IoU paper for COCO
 IOU_LEVELS = ("0.5", "0.75", "0.9")
 NAMES = ("all", *SIZE_NAMES)
 
-Window = tuple[int, int, int, int]
 FloatArray = NDArray[np.float64]
+Scores = dict[str, FloatArray]  # iou, dice, boundary_iou: (N,) in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -46,98 +54,71 @@ def group_instances(
     return Groups(image, category, size_class(xywh[:, 2] * xywh[:, 3]))
 
 
-def instance_scores(human: Sequence[Rle], predicted: Sequence[Rle | None]) -> dict[str, FloatArray]:
+def instance_scores(human: Sequence[Rle], predicted: Sequence[Rle | None]) -> Scores:
     """Return `iou`, `dice` and `boundary_iou` of each pair, (N,) in [0, 1].
 
     Args:
         human: Checked masks.
         predicted: Checked masks of the same sizes; None (missing, skipped) counts as empty.
     """
-    filled = [p or empty_rle(_hw(h)) for h, p in zip(human, predicted, strict=True)]
-    iou = paired_iou(human, filled)
-    return {
-        "iou": iou,
-        "dice": 2 * iou / (1 + iou),
-        "boundary_iou": boundary_iou(human, filled),
-    }
+    return scores_of_all(human, {"masks": predicted})["masks"]
 
 
-def boundary_iou(a: Sequence[Rle], b: Sequence[Rle]) -> FloatArray:
-    """Return the IoU of the boundaries of each a and its b, (N,); 0 where both are empty.
-
-    A boundary is the mask's pixels near the outside: within 0.02 of the image's diagonal, at least
-    one pixel, in chessboard distance. What lies beyond the image's border is outside.
+def scores_of_all(
+    human: Sequence[Rle],
+    predicted: Mapping[str, Sequence[Rle | None]],
+    xywh: FloatArray | None = None,
+) -> dict[str, Scores]:
+    """Return `instance_scores` of several sides against the same human masks.
 
     Args:
-        a: Checked masks.
-        b: As many, of the same sizes.
-
-    Source: Cheng et al., Boundary IoU, CVPR 2021, Sec. 4.
+        human: Checked masks.
+        predicted: Each side's, as in `instance_scores`.
+        xywh: (N, 4) boxes, pixels; adds the baselines `box` (filled) and `ellipse` (inscribed).
     """
-    return np.array(
-        [_edge_iou(one, other) for one, other in zip(_edges(a), _edges(b), strict=True)]
-    )
+    shapes = decode_shapes(human)
+    edges = [boundary(shape) for shape in shapes]
+    scores = {name: _mask_scores(human, edges, masks) for name, masks in predicted.items()}
+    if xywh is not None:
+        sizes = [shape.image_hw for shape in shapes]
+        for name, draw in (("box", box_shapes), ("ellipse", ellipse_shapes)):
+            drawn = draw(xywh, sizes)
+            iou = overlaps(shapes, drawn)
+            scores[name] = _scores(iou, overlaps(edges, [boundary(shape) for shape in drawn]))
+    return scores
 
 
-def _edges(rles: Sequence[Rle]) -> list[tuple[Window, NDArray[np.uint8]]]:
-    """Return each mask's window and its boundary there; outside of it all is background."""
-    windows = [(x, y, x + w, y + h) for x, y, w, h in map(rle_box, rles)]
-    edges = []
-    for rle, mask in zip(rles, decode_windows(rles, windows), strict=True):
-        reach = max(1, round(BOUNDARY_RATIO * float(np.hypot(*_hw(rle)))))
-        edges.append(_boundary(np.ascontiguousarray(mask), reach))
-    return list(zip(windows, edges, strict=True))
+def _mask_scores(
+    human: Sequence[Rle], edges: Sequence[Shape], predicted: Sequence[Rle | None]
+) -> Scores:
+    filled = [p or empty_rle(_hw(h)) for h, p in zip(human, predicted, strict=True)]
+    iou = mask_iou(human, filled)
+    return _scores(iou, _boundary_iou(iou, edges, filled))
 
 
-def _boundary(mask: NDArray[np.uint8], reach: int) -> NDArray[np.uint8]:
-    if mask.size == 0:
-        return mask
-    kernel = np.ones((2 * reach + 1, 2 * reach + 1), dtype=np.uint8)
-    inner = cv2.erode(mask, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
-    return mask & ~np.asarray(inner, dtype=np.uint8)
+def _boundary_iou(iou: FloatArray, edges: Sequence[Shape], predicted: Sequence[Rle]) -> FloatArray:
+    """Return the IoU of each boundary with that of its prediction, (N,)."""
+    thick = [
+        n for n, value in enumerate(iou) if value > 0 and not _both_thin(edges[n], predicted[n])
+    ]
+    found = iou.copy()  # two masks that are all boundary; and boundaries of apart masks are apart
+    others = [boundary(shape) for shape in decode_shapes([predicted[n] for n in thick])]
+    found[thick] = overlaps([edges[n] for n in thick], others)
+    return found
 
 
-def _edge_iou(a: tuple[Window, NDArray[np.uint8]], b: tuple[Window, NDArray[np.uint8]]) -> float:
-    (window_a, edge_a), (window_b, edge_b) = a, b
-    x0, y0 = max(window_a[0], window_b[0]), max(window_a[1], window_b[1])
-    x1, y1 = min(window_a[2], window_b[2]), min(window_a[3], window_b[3])
-    if x0 >= x1 or y0 >= y1:
-        return 0.0
-    cut_a = edge_a[y0 - window_a[1] : y1 - window_a[1], x0 - window_a[0] : x1 - window_a[0]]
-    cut_b = edge_b[y0 - window_b[1] : y1 - window_b[1], x0 - window_b[0] : x1 - window_b[0]]
-    both = int(np.count_nonzero(cut_a & cut_b))
-    either = int(np.count_nonzero(edge_a)) + int(np.count_nonzero(edge_b)) - both
-    return both / either
+def _both_thin(human: Shape, predicted: Rle) -> bool:
+    _, _, w, h = rle_box(predicted)
+    hw = (human.mask.shape[0], human.mask.shape[1])
+    return is_all_boundary(hw, human.image_hw) and is_all_boundary((h, w), human.image_hw)
+
+
+def _scores(iou: FloatArray, boundary_iou: FloatArray) -> Scores:
+    return {"iou": iou, "dice": 2 * iou / (1 + iou), "boundary_iou": boundary_iou}
 
 
 def _hw(rle: Rle) -> tuple[int, int]:
     return rle["size"][0], rle["size"][1]
-
-
-def box_masks(xywh: FloatArray, sizes_hw: Sequence[tuple[int, int]]) -> list[Rle]:
-    """Return the baseline that fills each box (N, 4): every pixel whose centre lies inside."""
-    return [_draw(box, hw, ellipse=False) for box, hw in zip(xywh, sizes_hw, strict=True)]
-
-
-def ellipse_masks(xywh: FloatArray, sizes_hw: Sequence[tuple[int, int]]) -> list[Rle]:
-    """Return the baseline of the ellipse inscribed in each box (N, 4), by pixel centres."""
-    return [_draw(box, hw, ellipse=True) for box, hw in zip(xywh, sizes_hw, strict=True)]
-
-
-def _draw(xywh: FloatArray, image_hw: tuple[int, int], *, ellipse: bool) -> Rle:
-    # ceil(edge - 0.5) is the first pixel whose centre is at or beyond the edge.
-    corners = clip_xyxy(xywh_to_xyxy(xywh), image_hw)
-    x0, y0, x1, y1 = np.ceil(corners - 0.5).astype(int).tolist()
-    if x0 >= x1 or y0 >= y1:
-        return empty_rle(image_hw)
-    mask = np.ones((y1 - y0, x1 - x0), dtype=bool)
-    if ellipse:
-        half = xywh[2:] / 2
-        centre = xywh[:2] + half
-        u = (np.arange(x0, x1) + 0.5 - centre[0]) / half[0]
-        v = (np.arange(y0, y1) + 0.5 - centre[1]) / half[1]
-        mask = u[None, :] ** 2 + v[:, None] ** 2 <= 1
-    return encode_crop(mask, x0, y0, image_hw)
 
 
 def summarise(scores: dict[str, FloatArray], groups: Groups) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from malcli.records import BoxTable, Rle
 
 HUMAN = (0, 158, 255)  # blue and orange stay apart for every kind of colour vision
 MALCLI = (255, 140, 0)
+SECOND = (232, 92, 200)  # of --compare
 GREY = 128
 TINT = 0.4
 CONTEXT = 0.25  # of the box's longer side, on each side
@@ -151,7 +152,7 @@ def thumbnail(
     masks: Sequence[tuple[Rle | None, Colour]],
     xywh: NDArray[np.float64],
     image_hw: tuple[int, int],
-    side: int = 200,
+    side: int = 320,
 ) -> Picture:
     """Return an instance's surroundings once for each mask, side by side.
 

@@ -23,9 +23,21 @@ def number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def spread(bounds: list[float] | None, digits: int = 3) -> str:
-    """Return an interval for people, or an empty string."""
-    return "" if bounds is None else f"{bounds[0]:.{digits}f}–{bounds[1]:.{digits}f}"
+def signed(value: float | None, digits: int = 3) -> str:
+    """Return a difference for people, with its sign."""
+    return "–" if value is None else f"{value:+.{digits}f}"
+
+
+def spread(bounds: list[float] | None, digits: int = 3, *, signs: bool = False) -> str:
+    """Return an interval for people, or an empty string; `signs` for one of differences."""
+    if bounds is None:
+        return ""
+    low, high = bounds
+    return (
+        f"{low:+.{digits}f} to {high:+.{digits}f}"
+        if signs
+        else f"{low:.{digits}f}–{high:.{digits}f}"
+    )
 
 
 def at(tree: Any, *keys: str) -> Any:  # noqa: ANN401
@@ -48,6 +60,59 @@ def methods(result: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     ]
 
 
+def verdict(result: Mapping[str, Any]) -> list[str]:
+    """Return sentences that say how good the masks are: beside baselines, oracle and second run.
+
+    Args:
+        result: The object of `malcli eval --json`.
+    """
+    miou, ap = at(result, "miou", "all"), at(result, "ap", "AP")
+    if miou is None:
+        said = ["No instance has a mask to compare." if ap is None else f"Mask AP is {ap:.3f}."]
+    else:
+        counts = result["counts"]
+        said = [f"The masks reach a mean IoU of {miou:.3f} on {counts['instances']:,} instances."]
+        box, ellipse = (at(result, "baselines", name, "miou", "all") for name in ("box", "ellipse"))
+        if box is not None and ellipse is not None:
+            said.append(_against_baselines(miou, box, ellipse))
+        if counts["missing"]:
+            said.append(f"{counts['missing']:,} have no prediction and count 0.")
+    kept = at(result, "retention", "AP", "value")
+    if kept is not None:
+        said.append(f"Retention is {kept:.1f} % of the oracle's AP.")
+    if result.get("compare"):
+        said.append(_against_first(result["compare"]))
+    return said
+
+
+def _against_baselines(miou: float, box: float, ellipse: float) -> str:
+    beside = f"filling each box gives {box:.3f}, an ellipse in it {ellipse:.3f}"
+    best = max(box, ellipse)
+    if miou <= best:
+        name = "a filled box" if box >= ellipse else "an ellipse"
+        return f"That is no better than {name}: {beside}. Look at the worst pictures first."
+    share = 100 * (miou - best) / max(1 - best, 1e-9)
+    return (
+        f"That is better than both baselines: {beside}; of what the better one gets wrong, "
+        f"{share:.0f} % is put right."
+    )
+
+
+def _against_first(second: Mapping[str, Any]) -> str:
+    change, reached = second["difference"]["all"], at(second, "miou", "all")
+    if change["value"] is None:
+        return "There is nothing to compare the second masks on."
+    said = f"The second masks reach {reached:.3f} ({signed(change['value'])}"
+    if change["low"] is None:
+        said += ")"
+    else:
+        bounds = [change["low"], change["high"]]
+        clear = bounds[0] > 0 or bounds[1] < 0
+        said += f", 95 % interval {spread(bounds, signs=True)}"
+        said += ")" if clear else ": no clear difference)"
+    return f"{said}, better on {second['better']:,} instances and worse on {second['worse']:,}."
+
+
 def eval_tables(result: Mapping[str, Any]) -> RenderableType:
     """Return what `malcli eval` prints.
 
@@ -60,6 +125,9 @@ def eval_tables(result: Mapping[str, Any]) -> RenderableType:
     parts += [_ap_table(title, result[key]) for title, key in _ap_parts(result)]
     if result.get("retention"):
         parts.append(_retention_table(result["retention"]))
+    if result.get("compare"):
+        parts += [_compare_table(result), _changes_line(result["compare"])]
+    parts.append(" ".join(verdict(result)))
     return Group(*parts)
 
 
@@ -117,6 +185,37 @@ def _retention_table(values: Mapping[str, Mapping[str, float | None]]) -> Table:
     ]
     table.add_row(*lows)
     return table
+
+
+def _compare_table(result: Mapping[str, Any]) -> Table:
+    second = result["compare"]
+    table = Table(title="Second masks against the first (95 % interval, paired by image)")
+    table.add_column("metric")
+    for name in ("first", "second", "difference", "interval"):
+        table.add_column(name, justify="right")
+    for size in SIZES:
+        change = second["difference"][size]
+        bounds = None if change["low"] is None else [change["low"], change["high"]]
+        table.add_row(
+            f"mIoU, {size}",
+            number(at(result, "miou", size)),
+            number(at(second, "miou", size)),
+            signed(change["value"]),
+            spread(bounds, signs=True),
+        )
+    table.add_section()
+    for name in ("AP", "AP50", "AP75"):
+        first, other = at(result, "ap", name), at(second, "ap", name)
+        gap = None if first is None or other is None else other - first
+        table.add_row(f"mask {name}", number(first), number(other), signed(gap), "")
+    return table
+
+
+def _changes_line(second: Mapping[str, Any]) -> str:
+    return (
+        f"second masks: better on {second['better']} instances, worse on {second['worse']}, equal "
+        f"(IoU within 0.01) on {second['equal']}"
+    )
 
 
 def clustering_table(result: Mapping[str, Any]) -> RenderableType:

@@ -48,6 +48,27 @@ def test_masks_are_scored_as_ever(call, scenes):
     assert json.loads(out)["miou"]["all"] == 1
 
 
+def test_a_second_file_of_masks_has_its_own_table(call, scenes):
+    code, out, _ = call("--pred", scenes.instances, "--compare", scenes.instances)
+    assert code == 0
+    assert "Second masks against the first" in out
+    assert "no clear difference" in " ".join(out.split())
+    code, out, _ = call("--pred", scenes.instances, "--compare", scenes.instances, "--json")
+    assert json.loads(out)["compare"]["difference"]["all"]["value"] == 0
+
+
+def test_a_results_list_prints_ap_alone(call, scenes, tmp_path):
+    path = tmp_path / "results.json"
+    truth = json.loads(scenes.instances.read_text())["annotations"]
+    keys = ("image_id", "category_id", "segmentation", "bbox")
+    path.write_text(json.dumps([{key: one[key] for key in keys} | {"score": 1} for one in truth]))
+    code, out, _ = call("--pred", path, "--bootstrap", "0")
+    assert code == 0
+    assert "Mask AP" in out
+    assert "Mask AP is 1.000." in out
+    assert "filled box" not in out
+
+
 def test_wrong_usage_is_one_line_and_exit_2(call, scenes):
     for arguments, words in (
         (("--clustering", "--pred", scenes.instances), "--clustering with --pred"),

@@ -13,7 +13,7 @@ from malcli.cli import main as cli
 from malcli.cli.main import exit_code_of
 from malcli.errors import ConfigError, Interrupted, RunError
 
-COMMANDS = ("fit", "label", "eval", "convert", "demo", "doctor")
+COMMANDS = ("fit", "label", "eval", "retention", "convert", "demo", "doctor")
 HEAVY = ("torch", "timm", "accelerate", "pyarrow", "cv2", "numpy")
 
 

@@ -371,3 +371,10 @@ def test_a_file_that_is_no_results_list_is_refused(tmp_path, value, said):
     path.write_text(json.dumps(value))
     with pytest.raises(DataFormatError, match=said):
         read_results(path)
+
+
+def test_a_file_of_videos_is_told_from_one_without_images(tmp_path):
+    path = tmp_path / "youtube-vis.json"
+    path.write_text(json.dumps({"videos": [{"id": 1, "file_names": []}], "annotations": []}))
+    with pytest.raises(DataFormatError, match="but videos; save frames as images"):
+        read_coco(path)

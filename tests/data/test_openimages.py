@@ -116,6 +116,25 @@ def test_a_missing_image_and_a_broken_one_are_told_apart(path, tmp_path):
     assert [record[side] for side in ("XMin", "XMax", "YMin", "YMax")] == [0.25, 0.75, 0.1, 0.5]
 
 
+def test_images_to_be_turned_are_counted_and_keep_the_angle(path, tmp_path):
+    other = "00000000000000aa"  # of no box
+    turned = "ImageID,Subset,Rotation\n{},train,90.0\n{},train,{}\n" + f"{other},train,180\n"
+    csv_file = tmp_path / "train-images-boxable-with-rotation.csv"
+    for angle, count in (("270", 2), ("0.0", 1), ("inf", 1), ("", 1)):
+        csv_file.write_text(turned.format(ONE, TWO, angle))
+        table = read_openimages(path)
+        assert table.problems.counts == {"rotated-image": count}
+    assert [json.loads(text) for text in table.images["extra"].drop_null().to_pylist()] == [
+        {"Rotation": 90.0}
+    ]
+    assert f"image '{ONE}'" in table.problems.examples["rotated-image"][0]
+    assert table.boxes["status"][0].as_py() == "ok"
+    csv_file.rename(tmp_path / "test-images-with-rotation.csv")
+    assert read_openimages(path).problems.counts == {}
+    csv_file.write_text("broken")
+    assert read_openimages(path).problems.counts == {"no-rotations": 1}
+
+
 def test_no_image_at_all_names_the_places(path, tmp_path):
     with pytest.raises(MissingImageError, match="--images"):
         read_openimages(path, tmp_path / "nowhere")

@@ -110,3 +110,10 @@ def test_a_batch_holds_each_roi_s_own_crop():
     assert (batch.dtype, batch.shape) == (np.uint8, (3, 24, 24, 3))
     for crop, roi in zip(batch, rois, strict=True):
         assert np.array_equal(crop, crop_roi(IMAGE, roi.roi, 24))
+
+
+def test_rois_say_how_much_their_boxes_overlap_inside_the_image():
+    alone, left, right = rois_of([30, 20, 5, 5], [-10, 0, 20, 8], [5, 0, 10, 8])
+    assert alone.overlap == 0
+    # Clipped, [0, 10] and [5, 15] share 5 of 15 columns.
+    assert left.overlap == right.overlap == pytest.approx(1 / 3)

@@ -10,11 +10,12 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from malcli.config import ConvertConfig
+from malcli.config import ConvertConfig, EvalConfig
 from malcli.data.formats import open_boxes
 from malcli.engine.convert import convert
+from malcli.engine.evaluate import evaluate
 from malcli.errors import ConfigError, MissingImageError, OutputError
-from malcli.geometry.rle import encode_crop
+from malcli.geometry.rle import encode_crop, from_segmentation
 from malcli.records import records_of
 
 HW = (40, 60)
@@ -266,6 +267,47 @@ def test_open_images_to_coco_and_back_is_the_same_rows(src, tmp_path):
         pytest.approx(row) for row in numbers
     ]
     assert load(tmp_path / "in/b.json")["annotations"][3]["iscrowd"] == 1
+
+
+def test_masks_come_back_from_open_images_exactly(src, tmp_path):
+    run(src, tmp_path / "in/boxes.csv")
+    result = run(tmp_path / "in/boxes.csv", tmp_path / "in/back.json")
+    assert result.problems == {"box-without-mask": 1}
+    coco = {str(record["id"]): record for record in value_of()["annotations"]}
+    back = load(tmp_path / "in/back.json")["annotations"]
+    assert [record.get("BoxID") for record in back] == [5, 3, None, 2]
+    assert "segmentation" not in back[2]
+    for record in (back[0], back[1], back[3]):
+        there = from_segmentation(coco[str(record["BoxID"])]["segmentation"], HW)
+        assert record["segmentation"] == there
+        assert record["area"] == coco_mask.area(there)
+    assert back[0]["PredictedIoU"] == 0.9
+    human = tmp_path / "in/instances_val.json"
+    same = evaluate(EvalConfig(gt=tmp_path / "in/boxes.csv", pred=tmp_path / "in/back.json"))
+    assert same.metrics["miou"]["all"] == 1
+    assert evaluate(EvalConfig(gt=human, pred=human)).counts == same.counts
+    again = run(tmp_path / "in/back.json", tmp_path / "in/again.csv")
+    assert not [key for key in again.lost if "Predicted" in key]
+
+
+def test_boxes_written_over_masks_leave_none_of_them(src, tmp_path):
+    run(src, tmp_path / "in/a.csv")
+    run(src, tmp_path / "in/a.csv", boxes_only=True, overwrite=True)
+    assert not list(tmp_path.glob("in/a-masks*"))
+    assert open_boxes(tmp_path / "in/a.csv").boxes["segmentation"].null_count == 4
+    assert run(src, tmp_path / "in/a.csv", boxes_only=True).unchanged
+
+
+def test_the_masks_that_are_read_are_never_written_over(src, tmp_path):
+    run(src, tmp_path / "in/train-annotations-bbox.csv")
+    official = "train-annotations-object-segmentation.csv"
+    masks = tmp_path / "in/train-annotations-bbox-masks.csv"
+    masks.rename(masks.with_name(official))
+    (tmp_path / "in/train-annotations-bbox-masks").rename(tmp_path / "in/train-masks")
+    for dst in (tmp_path / "in" / official, tmp_path / "in/train.csv"):
+        with pytest.raises(OutputError, match="also the input"):
+            run(tmp_path / "in/train-annotations-bbox.csv", dst, overwrite=True)
+    assert len(list(tmp_path.glob("in/train-masks/*.png"))) == 3
 
 
 @pytest.mark.parametrize("to", ["coco", "lvis", "objects365", "parquet"])

@@ -125,8 +125,8 @@ def test_a_full_disk_leaves_nothing(tmp_path, name, monkeypatch):
     (tmp_path / "a.json").write_text(json.dumps({"images": images, "annotations": []}))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def read_then_fill(path, format, images):
-        table = open_boxes(path, format, images)
+    def read_then_fill(*args, **options):
+        table = open_boxes(*args, **options)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
         return table
 

@@ -18,7 +18,7 @@ from malcli.errors import ConfigError, DataFormatError, MissingImageError, Outpu
 from malcli.records import records_of
 
 KEYS = ["miou", "category_miou", "dice", "boundary_iou", "iou_over", "ap", "box_ap", "baselines"]
-KEYS += ["counts", "intervals", "retention"]
+KEYS += ["counts", "intervals", "retention", "compare"]
 
 
 @pytest.fixture
@@ -262,7 +262,7 @@ def test_intervals_have_the_nesting_of_the_metrics_and_repeat(truth, score):
     predicted = eroded(truth["annotations"])
     result = score(predicted, bootstrap=50).to_json()
     bounds = result["intervals"]
-    assert set(bounds) == set(KEYS) - {"counts", "intervals", "retention"}
+    assert set(bounds) == set(KEYS) - {"counts", "intervals", "retention", "compare"}
     for key in ("miou", "category_miou", "dice", "boundary_iou"):
         for size, value in result[key].items():
             assert (
@@ -272,6 +272,22 @@ def test_intervals_have_the_nesting_of_the_metrics_and_repeat(truth, score):
     assert score(predicted, bootstrap=50).to_json() == result
     assert score(predicted, bootstrap=50, seed=1).intervals != bounds
     json.dumps(result, allow_nan=False)
+
+
+def test_categories_with_frequencies_add_apr_apc_apf(truth, score):
+    letters = dict(zip(("r", "c", "f"), truth["categories"], strict=False))
+    for letter, category in letters.items():
+        category["frequency"] = letter
+    truth["categories"].append({"id": 900, "name": "odd", "frequency": ["r"]})
+    predicted = eroded(truth["annotations"])
+    result = score(predicted, gt=truth, bootstrap=20).to_json()
+    for name, letter in (("APr", "r"), ("APc", "c"), ("APf", "f")):
+        alone = score(predicted, gt=truth, categories=letters[letter]["name"]).ap["AP"]
+        assert result["ap"][name] == pytest.approx(alone)
+        low, high = result["intervals"]["ap"][name]
+        assert low <= high
+        assert name in result["box_ap"]
+    assert "APr" not in score(predicted).ap
 
 
 def test_parquet_scores_as_json_does(truth, score, scenes, tmp_path):
@@ -326,12 +342,12 @@ def test_the_report_is_one_page_with_pictures(truth, score, tmp_path):
     page = tmp_path / "sub" / "report.html"
     score(eroded(truth["annotations"]), gt=truth, report=page, bootstrap=10)
     text = page.read_text()
-    assert "<script" not in text
-    assert "&lt;script&gt;" in text
+    assert text.count("<script") == 1  # the page's own
+    assert "&lt;script&gt;alert(1)" in text
     assert text.count("data:image/jpeg;base64,") >= len(truth["annotations"])
     assert not re.search(r"(src|href)=.https?://", text)
-    for title in ("Worst", "Median", "Best"):
-        assert f"<h2>{title}</h2>" in text
+    for title in ("Worst", "Median", "Best", "Most uncertain"):
+        assert f">{title}</h2>" in text
     assert [path.name for path in page.parent.iterdir()] == ["report.html"]
 
 

@@ -27,3 +27,21 @@ def test_cuda_without_a_gpu_names_the_remedy(monkeypatch):
     with pytest.raises(ConfigError, match="malcli doctor"):
         launch.choose_device("cuda")
     assert launch.choose_device("auto").type == "cpu"
+
+
+def test_a_process_that_is_killed_is_named_and_the_others_finish(monkeypatch, tmp_path, capfd):
+    code = (
+        "import os, pathlib, signal, sys, time\n"
+        "if os.environ['RANK'] == '1':\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "time.sleep(0.5)\n"
+        f"pathlib.Path({str(tmp_path / 'done')!r}).touch()\n"
+    )
+    start = launch.subprocess.Popen
+
+    def starting(command, **options):
+        return start([command[0], "-c", code], **options)
+
+    monkeypatch.setattr(launch.subprocess, "Popen", starting)
+    assert launch.start_processes(2, ["label"], together=False) == 137
+    assert (tmp_path / "done").exists()
+    assert "process 1 of 2 was ended by SIGKILL" in capfd.readouterr().err

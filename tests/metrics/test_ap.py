@@ -11,7 +11,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from malcli.geometry.rle import area, encode_crop, rle_box
-from malcli.metrics.ap import STATS, box_ap, mask_ap, resample
+from malcli.metrics import matching
+from malcli.metrics.ap import STATS, box_ap, frequency_ap, mask_ap, resample
 from malcli.metrics.pairing import Instances
 
 IMAGES, HW = 7, (120, 160)
@@ -94,9 +95,18 @@ def reference(human, found, kind, folder):
     return evaluation
 
 
+@pytest.fixture(params=["pycocotools", "hotcoco"])
+def library(request, monkeypatch):
+    """Each test runs with the reference and, where it is installed, with the fast extra."""
+    if request.param == "pycocotools":
+        monkeypatch.setattr(matching, "hotcoco", None)
+    elif matching.hotcoco is None:
+        pytest.skip("needs malcli[fast-eval]")
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize(("kind", "measure"), [("segm", mask_ap), ("bbox", box_ap)])
-def test_the_twelve_numbers_equal_pycocotools(seed, kind, measure, tmp_path, capsys):
+def test_the_twelve_numbers_equal_pycocotools(seed, kind, measure, library, tmp_path, capsys):
     human, found = scene(seed)
     expected = reference(human, found, kind, tmp_path).stats
     stats = measure(columns(human, True), columns(found, False), IMAGES).stats
@@ -107,7 +117,7 @@ def test_the_twelve_numbers_equal_pycocotools(seed, kind, measure, tmp_path, cap
     assert capsys.readouterr().out == ""
 
 
-def test_perfect_masks_have_ap_one_also_when_ids_start_at_zero():
+def test_perfect_masks_have_ap_one_also_when_ids_start_at_zero(library):
     human, _ = scene(3)
     side = columns([row for row in human if not row[3]], True)
     stats = mask_ap(side, side, IMAGES).stats
@@ -115,7 +125,7 @@ def test_perfect_masks_have_ap_one_also_when_ids_start_at_zero():
     assert stats["AR100"] == pytest.approx(1.0)
 
 
-def test_no_detections_give_zero_and_no_instances_give_null():
+def test_no_detections_give_zero_and_no_instances_give_null(library):
     human, found = scene(4)
     none = columns([], False)
     assert mask_ap(columns(human, True), none, IMAGES).stats["AP"] == 0
@@ -125,14 +135,14 @@ def test_no_detections_give_zero_and_no_instances_give_null():
         assert np.isnan(resample(result, np.ones((3, IMAGES), dtype=np.uint8))["AP"]).all()
 
 
-def test_a_size_without_instances_is_null():
+def test_a_size_without_instances_is_null(library):
     big = encode_crop(np.ones((110, 110), dtype=bool), 0, 0, HW)
     side = columns([(0, 2, big, False)], True)
     stats = mask_ap(side, side, IMAGES).stats
     assert (stats["APs"], stats["APm"], stats["APl"]) == (None, None, pytest.approx(1.0))
 
 
-def test_a_missing_area_is_the_masks():
+def test_a_missing_area_is_the_masks(library):
     human, found = scene(5)
     given, missing = columns(human, True), columns(human, True)
     missing.area[:] = np.nan
@@ -140,7 +150,7 @@ def test_a_missing_area_is_the_masks():
     assert mask_ap(missing, predicted, IMAGES).stats == mask_ap(given, predicted, IMAGES).stats
 
 
-def test_drawing_every_image_once_gives_the_twelve_numbers():
+def test_drawing_every_image_once_gives_the_twelve_numbers(library):
     human, found = scene(6)
     result = mask_ap(columns(human, True), columns(found, False), IMAGES)
     drawn = resample(result, np.ones((2, IMAGES), dtype=np.uint8))
@@ -148,7 +158,7 @@ def test_drawing_every_image_once_gives_the_twelve_numbers():
         assert drawn[name] == pytest.approx([value] * 2, abs=1e-12)
 
 
-def test_resampling_equals_accumulating_the_drawn_images(tmp_path):
+def test_resampling_equals_accumulating_the_drawn_images(library, tmp_path):
     human, found = scene(7)
     result = mask_ap(columns(human, True), columns(found, False), IMAGES)
     draws = np.array(
@@ -170,3 +180,27 @@ def test_resampling_equals_accumulating_the_drawn_images(tmp_path):
                 assert np.isnan(drawn[name][row])
             else:
                 assert drawn[name][row] == pytest.approx(value, abs=1e-12)
+
+
+def test_frequency_groups_are_means_over_their_categories(library, tmp_path):
+    human, found = scene(8)
+    result = mask_ap(columns(human, True), columns(found, False), IMAGES)
+    precision = reference(human, found, "segm", tmp_path).eval["precision"][:, :, :, 0, 2]
+    each = dict(zip((2, 5, 9), precision.mean(axis=(0, 1)), strict=True))
+    frequency = {2: "r", 5: "f", 9: "r", 77: "c"}
+    groups = frequency_ap(result, frequency)
+    assert groups["APr"] == pytest.approx((each[2] + each[9]) / 2)
+    assert groups["APf"] == pytest.approx(each[5])
+    assert groups["APc"] is None  # no instance of it
+    assert frequency_ap(result, {}) == {}
+    drawn = resample(result, np.ones((2, IMAGES), dtype=np.uint8), frequency)
+    assert drawn["APr"] == pytest.approx([groups["APr"]] * 2)
+    assert np.isnan(drawn["APc"]).all()
+    assert list(resample(result, np.ones((1, IMAGES), dtype=np.uint8))) == list(STATS)
+
+
+def test_without_cells_the_numbers_are_the_same():
+    human, found = scene(9)
+    sides = columns(human, True), columns(found, False)
+    assert mask_ap(*sides, IMAGES, keep_cells=False).stats == mask_ap(*sides, IMAGES).stats
+    assert mask_ap(*sides, IMAGES, keep_cells=False).cells == []

@@ -4,19 +4,18 @@ import cv2
 import numpy as np
 import pytest
 
-from malcli.geometry.rle import decode_rle, empty_rle, encode_crop
+from malcli.geometry.rle import empty_rle, encode_crop
 from malcli.metrics.miou import (
-    boundary_iou,
-    box_masks,
     category_means,
-    ellipse_masks,
     group_instances,
     instance_scores,
     interval,
     intervals,
     resample_images,
+    scores_of_all,
     summarise,
 )
+from malcli.metrics.shapes import box_shapes, ellipse_shapes
 
 
 def encode(image):
@@ -47,7 +46,7 @@ def test_boundary_iou_equals_the_definition_on_whole_images(image_hw):
     for one, other in zip(a, b, strict=True):
         edges = literal_boundary(one), literal_boundary(other)
         expected.append((edges[0] & edges[1]).sum() / (edges[0] | edges[1]).sum())
-    found = boundary_iou([encode(one) for one in a], [encode(one) for one in b])
+    found = instance_scores([encode(one) for one in a], [encode(one) for one in b])["boundary_iou"]
     assert found == pytest.approx(expected)
 
 
@@ -56,7 +55,7 @@ def test_a_mask_at_the_image_border_has_its_boundary_there():
     inner = np.zeros_like(image)
     inner[3:-3, 3:-3] = True
     frame = image & ~inner
-    assert boundary_iou([encode(image)], [encode(frame)]) == pytest.approx(1.0)
+    assert instance_scores([encode(image)], [encode(frame)])["boundary_iou"] == pytest.approx(1.0)
 
 
 def test_iou_and_dice_equal_counting_pixels():
@@ -82,37 +81,21 @@ def test_two_empty_masks_count_zero_and_no_instances_count_nothing():
     assert {values.size for values in instance_scores([], []).values()} == {0}
 
 
-def brute_baseline(xywh, image_hw, ellipse):
-    x, y, w, h = xywh
-    image = np.zeros(image_hw, dtype=bool)
-    for row in range(image_hw[0]):
-        for column in range(image_hw[1]):
-            u, v = (column + 0.5 - x) / w, (row + 0.5 - y) / h
-            inside = 0 <= u < 1 and 0 <= v < 1
-            image[row, column] = inside and (
-                not ellipse or (2 * u - 1) ** 2 + (2 * v - 1) ** 2 <= 1
-            )
-    return image
-
-
-BOXES = [
-    [3.0, 4.0, 10.0, 7.0],
-    [2.5, 1.5, 4.0, 3.0],
-    [2.6, 1.4, 0.3, 0.4],
-    [-5.0, -3.0, 12.0, 9.0],
-    [15.2, 10.7, 30.0, 30.0],
-    [0.0, 0.0, 24.0, 18.0],
-    [-9.0, -9.0, 3.0, 3.0],
-]
-
-
-@pytest.mark.parametrize("xywh", BOXES)
-def test_baselines_hold_the_pixels_whose_centres_are_inside(xywh):
-    boxes, sizes = np.array([xywh]), [(18, 24)]
-    drawn_box = decode_rle(box_masks(boxes, sizes)[0])
-    assert np.array_equal(drawn_box, brute_baseline(xywh, (18, 24), ellipse=False))
-    drawn_ellipse = decode_rle(ellipse_masks(boxes, sizes)[0])
-    assert np.array_equal(drawn_ellipse, brute_baseline(xywh, (18, 24), ellipse=True))
+def test_baselines_score_as_their_masks_would():
+    rng = np.random.default_rng(4)
+    human = [encode(blob(rng, (90, 120))) for _ in range(10)]
+    side = rng.uniform(-10, 90, (10, 2))
+    xywh = np.concatenate([side, rng.uniform(2, 80, (10, 2))], axis=1)
+    found = scores_of_all(human, {}, xywh)
+    assert list(found) == ["box", "ellipse"]
+    for name, draw in (("box", box_shapes), ("ellipse", ellipse_shapes)):
+        masks = [
+            encode_crop(shape.mask, shape.x, shape.y, (90, 120)) if shape.mask.size else None
+            for shape in draw(xywh, [(90, 120)] * 10)
+        ]
+        expected = instance_scores(human, masks)
+        for key, values in found[name].items():
+            assert values == pytest.approx(expected[key], abs=1e-12)
 
 
 def data(count, seed=0):

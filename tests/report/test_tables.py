@@ -10,7 +10,9 @@ from malcli.report.tables import (
     eval_tables,
     fit_table,
     label_table,
+    signed,
     spread,
+    verdict,
 )
 
 SIZES = {"all": 0.7123, "small": None, "medium": 0.6, "large": 0.8}
@@ -122,3 +124,51 @@ def test_clustering_shows_score_chance_interval_and_what_was_left_out():
 def test_attention_says_where_the_page_is():
     drawn = {"ids": [7, 9], "encoder": "vit", "layers": [4, 8], "report": "a.html"}
     assert attention_lines({"attention": drawn}) == "boxes: 2, vit, layers 4, 8: a.html"
+
+
+def judged(miou, box=0.5, ellipse=0.6, missing=0, **more):
+    sides = {"box": {"miou": {"all": box}}, "ellipse": {"miou": {"all": ellipse}}}
+    counts = COUNTS | {"missing": missing}
+    return " ".join(verdict({"miou": {"all": miou}, "baselines": sides, "counts": counts, **more}))
+
+
+def test_the_verdict_says_whether_the_masks_beat_the_baselines():
+    good = judged(0.8)
+    assert "mean IoU of 0.800 on 40 instances" in good
+    assert "better than both baselines" in good
+    assert "50 % is put right" in good
+    assert "no prediction" not in good
+    assert "no better than an ellipse" in judged(0.6)
+    assert "no better than a filled box" in judged(0.6, box=0.7)
+    assert "2 have no prediction and count 0" in judged(0.8, missing=2)
+    assert verdict({"ap": {"AP": 0.25}}) == ["Mask AP is 0.250."]
+    assert verdict({}) == ["No instance has a mask to compare."]
+
+
+def second(value, low, high):
+    none = dict.fromkeys(("value", "low", "high"))
+    change = {"all": {"value": value, "low": low, "high": high}}
+    change |= dict.fromkeys(("small", "medium", "large"), none)
+    return IOU | {"difference": change, "better": 3, "worse": 1, "equal": 36, "ap": {"AP": 0.4}}
+
+
+def test_the_verdict_on_a_second_run_says_whether_the_difference_is_clear():
+    clear = judged(0.8, compare=second(-0.02, -0.03, -0.01))
+    assert "(-0.020, 95 % interval -0.030 to -0.010), better on 3" in clear
+    assert "no clear difference" in judged(0.8, compare=second(0.01, -0.01, 0.03))
+    assert "(+0.010), better on 3 instances and worse on 1" in judged(
+        0.8, compare=second(0.01, None, None)
+    )
+
+
+def test_eval_shows_the_second_masks_beside_the_first():
+    result = IOU | {"ap": {"AP": 0.5}, "baselines": None, "counts": COUNTS, "intervals": None}
+    text = text_of(eval_tables(result | {"compare": second(0.01, -0.01, 0.03)}))
+    assert "-0.010 to +0.030" in text
+    assert "better on 3 instances, worse on 1, equal" in text
+    assert "-0.100" in text  # mask AP 0.5 -> 0.4
+
+
+def test_differences_carry_their_sign():
+    assert (signed(0.5), signed(-0.25, 2), signed(None)) == ("+0.500", "-0.25", "–")
+    assert spread([-0.1, 0.2], 1, signs=True) == "-0.1 to +0.2"

@@ -1,0 +1,127 @@
+"""`malcli eval --compare`: a second file of masks for the same human instances.
+
+Differences are second minus first, so that positive ones are improvements.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from malcli.config import EvalConfig
+from malcli.engine.instances import (
+    Sides,
+    checkpoint_of,
+    open_predicted,
+    read_predicted,
+    refuse_problems,
+)
+from malcli.engine.scores import Scored, Second, score_second
+from malcli.errors import ConfigError
+from malcli.metrics.ap import frequency_ap, mask_ap
+from malcli.metrics.clustering import size_intervals, size_means
+from malcli.metrics.pairing import Instances
+from malcli.records import BoxTable, Problems
+from malcli.report.progress import log
+
+EQUAL = 0.01  # IoU; a smaller difference of an instance counts as none
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The second file beside the first.
+
+    Attributes:
+        path: The second file.
+        checkpoint: What made its masks, as the file says it.
+        predicted: Its instances.
+        second: Their IoU metrics on the human instances that the first was scored on.
+        change: (M,) IoU of the second minus that of the first.
+        difference: {all, small, medium, large: {value, low, high}} of the mean IoU.
+        ap: COCO's twelve numbers of the second, mask.
+        problems: Its records that could not be used.
+    """
+
+    path: Path
+    checkpoint: str | None
+    predicted: Instances
+    second: Second
+    change: FloatArray
+    difference: dict[str, dict[str, float | None]]
+    ap: dict[str, float | None]
+    problems: Problems
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is inside `compare` of `malcli eval --json`."""
+        better, worse = int((self.change > EQUAL).sum()), int((self.change < -EQUAL).sum())
+        return {
+            "pred": str(self.path),
+            "checkpoint": self.checkpoint,
+            **self.second.metrics,
+            "difference": self.difference,
+            "better": better,
+            "worse": worse,
+            "equal": len(self.change) - better - worse,
+            "ap": self.ap,
+            "counts": self.second.pairs.counts,
+            "problems": self.problems.counts,
+        }
+
+
+def compare_masks(
+    config: EvalConfig, path: Path, sides: Sides, scored: Scored, draws: NDArray[np.uint8]
+) -> Comparison:
+    """Return how a second file of masks does on the instances that the first was scored on.
+
+    Args:
+        config: For `strict`.
+        path: The second file.
+        sides: The human masks and the first file.
+        scored: The first file's IoU metrics.
+        draws: (R, images) the resamples of the images, the same for both files.
+
+    Raises:
+        ConfigError: It is a results list, which has no mask for each box.
+        DataFormatError: It cannot be understood, or holds masks of other images; with `strict`, any
+            record that cannot be used.
+    """
+    log(f"eval: reading {path}")
+    source = open_predicted(path)
+    if not isinstance(source, BoxTable):
+        raise ConfigError(f"--compare {path}: a results list; give a file of masks, as of label")
+    problems = Problems()
+    predicted = read_predicted(source, sides.frame, problems)
+    if config.strict:
+        refuse_problems(path, problems)
+    for kind, examples in problems.examples.items():
+        log(f"eval: {path}: {problems.counts[kind]} {kind}, such as {examples[0]}")
+    second = score_second(sides.human, predicted, scored.groups)
+    change = second.scores["iou"] - scored.scores["pred"]["iou"]
+    ap = mask_ap(sides.human, predicted, len(sides.frame.names), keep_cells=False)
+    return Comparison(
+        path=path,
+        checkpoint=checkpoint_of(source),
+        predicted=predicted,
+        second=second,
+        change=change,
+        difference=_difference(change, scored, draws),
+        ap={**ap.stats, **frequency_ap(ap, sides.frame.frequency)},
+        problems=problems,
+    )
+
+
+def _difference(
+    change: FloatArray, scored: Scored, draws: NDArray[np.uint8]
+) -> dict[str, dict[str, float | None]]:
+    """Return the mean change by size, with its paired bootstrap interval over images."""
+    groups = scored.groups
+    bounds = size_intervals(change, groups.size, groups.image, draws) if len(draws) else {}
+    cells: dict[str, dict[str, float | None]] = {}
+    for name, value in size_means(change, groups.size).items():
+        low, high = bounds.get(name) or (None, None)
+        cells[name] = {"value": value, "low": low, "high": high}
+    return cells

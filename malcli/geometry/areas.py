@@ -1,0 +1,59 @@
+"""Masks of crops at the image's pixels, by area: what `crops.paste_mask` does to a mask of 0 and 1.
+
+A pixel's area mean is four sums from the crop's corner to the pixel's corners, which lie between
+the crop's own: exact, and cheaper than adding up the crop's values for each pixel anew.
+"""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from malcli.geometry.crops import paste_mask
+
+ROWS = 32  # of the window at a time, so that what is between fits into the processor's cache
+
+
+def paste_majority(
+    mask_SS: NDArray[np.uint8], roi: NDArray[np.int64], window: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Return the pixels of a window more than half of whose area is in a crop's mask.
+
+    Args:
+        mask_SS: (S, S) of 0 and 1, on the crop's grid.
+        roi: (4,) the crop's RoI, x0 y0 x1 y1, pixels.
+        window: (4,) integer rectangle inside the RoI, pixels.
+
+    Returns:
+        (h, w) bool: `paste_mask(mask_SS, roi, window) > 0.5`, also along sides that grow, but for
+        pixels that are half inside to float32's precision.
+    """
+    side = mask_SS.shape[0]
+    x0, y0, x1, y1 = (int(value) for value in roi)
+    left, top, right, bottom = (int(value) for value in window)
+    if x1 - x0 > side or y1 - y0 > side:
+        return paste_mask(mask_SS.astype(np.float32), roi, window) > 0.5
+    y = np.arange(top - y0, bottom - y0 + 1) * (side / (y1 - y0))
+    x = np.arange(left - x0, right - x0 + 1) * (side / (x1 - x0))
+    first_row, first_column = int(y[0]), int(x[0])
+    needed = mask_SS[first_row : int(np.ceil(y[-1])), first_column : int(np.ceil(x[-1]))]
+    sums = cv2.integral(needed)
+    row, below = _between(y - first_row, sums.shape[0])
+    column, beyond = _between(x - first_column, sums.shape[1])
+    half = 0.5 * (side / (y1 - y0)) * (side / (x1 - x0))
+    inside = np.empty((bottom - top, right - left), dtype=np.bool_)
+    for begin in range(0, len(inside), ROWS):
+        part = slice(begin, begin + ROWS + 1)
+        upper = sums[row[part]]
+        strips = np.diff(upper + below[part, None] * (sums[row[part] + 1] - upper), axis=0)
+        nearer = strips.take(column, axis=1)
+        tiles = np.diff(nearer + beyond * (strips.take(column + 1, axis=1) - nearer), axis=1)
+        np.greater(tiles, half, out=inside[begin : begin + ROWS])
+    return inside
+
+
+def _between(
+    position: NDArray[np.float64], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the last of `count` lines before each position, and how far it lies beyond that."""
+    line = np.minimum(position.astype(np.int64), count - 2)
+    return line, position - line
