@@ -52,7 +52,7 @@ def test_eight_boxes_spread_over_the_file_on_one_offline_page(truth, drawn, tmp_
     text = result.report.read_text()
     assert pictures(result.report) == 8
     assert "layers 2, 4, 6" in text
-        assert "<script src" not in text
+    assert "<script src" not in text
     assert not re.search(r"(src|href)=.https?://", text)
     assert result.to_json()["attention"] == {
         "report": str(tmp_path / "page.html"),
