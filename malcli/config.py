@@ -8,6 +8,7 @@ from malcli.settings import setting
 SPEC = "released code"
 PAPER = "paper, Sec. 4.2"
 
+REFINEMENTS = ("none", "crf", "colour")
 FORMATS = ("coco", "lvis", "objects365", "openimages", "parquet", "yolo")
 ENCODER_NAMES = (
     "vit_mae_base",
@@ -156,6 +157,14 @@ class FitConfig(ImageConfig):
         source=SPEC,
         low=1,
         high=4,
+    )
+    feature_scale: float = setting(
+        1.0,
+        "V reads the feature map so many times as fine (on top of the scaling by box size).",
+        panel=MODEL,
+        source="paper and released code: 1",
+        low=0.25,
+        high=4.0,
     )
     size_scaling: bool = setting(
         True,
@@ -347,6 +356,19 @@ class FitConfig(ImageConfig):
         source=SPEC,
         choices=("clean", "jittered"),
     )
+    colour_weight: float = setting(
+        0.0,
+        "Weight of the crop's own colours in the start of the mean field (0: the paper's losses "
+        "alone).",
+        panel=LOSS,
+        low=0.0,
+    )
+    colour_bandwidth: float = setting(
+        0.2,
+        "Bandwidth of those colours' densities, in units of normalised pixels.",
+        panel=LOSS,
+        low=1e-6,
+    )
     loss_size: str = setting(
         "grid",
         "Grid that the losses see: the decoder's own, a quarter of the crop's side, or the crop's.",
@@ -405,11 +427,12 @@ class LabelConfig(ImageConfig):
         choices=("none", "flip"),
     )
     refine: str = setting(
-        "crf",
-        "Mean field at crop resolution.",
+        "colour",
+        "crf: mean field at crop resolution; colour: the same, from probabilities to which the "
+        "crop's own colours are added.",
         panel=LABEL,
-        source="measured: recipes/coco_dev_deit_tiny_cpu.toml",
-        choices=("none", "crf"),
+        source="measured: benchmarks/QUALITY.md",
+        choices=REFINEMENTS,
     )
     threshold: str | None = setting(
         None,
@@ -506,7 +529,7 @@ class EvalConfig(ImageConfig):
         None, "As in label.", panel=LABEL, choices=("student", "teacher", "mean")
     )
     tta: str | None = setting(None, "As in label.", panel=LABEL, choices=("none", "flip"))
-    refine: str | None = setting(None, "As in label.", panel=LABEL, choices=("none", "crf"))
+    refine: str | None = setting(None, "As in label.", panel=LABEL, choices=REFINEMENTS)
     threshold: str | None = setting(None, "As in label.", panel=LABEL)
     crop_size: str | None = setting(None, "As in label.", panel=LABEL)
     margin: float | None = setting(None, "As in label.", panel=LABEL, low=0.0, high=10.0)

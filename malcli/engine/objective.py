@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from malcli.config import FitConfig
 from malcli.data.augment import flip_where, student_view
 from malcli.data.training import RoiBatch, profile_mask, rectangle_mask
+from malcli.losses.colour import with_colour
 from malcli.losses.crf import crf_loss, mean_field
 from malcli.losses.mil import mil_loss, outside_loss
 from malcli.model.labeler import MaskLabeler
@@ -77,6 +78,7 @@ def batch_losses(
             jittered_BCHW if config.crf_image == "jittered" else clean_BCHW,
             (prob_Bhw.detach() + teacher_Bhw) / 2,
             box_Bhw,
+            inside_Bhw,
         )
     mil_B = mil_loss(prob_Bhw, box_Bhw, config.mil_form, inside_Bhw)
     crf_B = crf_loss(prob_Bhw, refined_Bhw, inside_Bhw)
@@ -118,7 +120,13 @@ def _resize(values_BChw: Tensor, side: int) -> Tensor:
     return F.interpolate(values_BChw, (side, side), mode="bilinear", align_corners=False)
 
 
-def refine(config: FitConfig, image_BCHW: Tensor, unary_Bhw: Tensor, box_Bhw: Tensor) -> Tensor:
+def refine(
+    config: FitConfig,
+    image_BCHW: Tensor,
+    unary_Bhw: Tensor,
+    box_Bhw: Tensor,
+    inside_Bhw: Tensor | None = None,
+) -> Tensor:
     """Return masks (B, h, w) refined by mean field with the fit's settings.
 
     Args:
@@ -126,9 +134,19 @@ def refine(config: FitConfig, image_BCHW: Tensor, unary_Bhw: Tensor, box_Bhw: Te
         image_BCHW: (B, 3, H, W) normalised crops.
         unary_Bhw: (B, h, w) probabilities.
         box_Bhw: (B, h, w) box in [0, 1].
+        inside_Bhw: (B, h, w) 1 where the cell lies in the image; colours elsewhere do not count.
     """
+    image_BChw = _resize(image_BCHW, unary_Bhw.shape[-1])
+    unary_Bhw = with_colour(
+        unary_Bhw,
+        image_BChw,
+        box_Bhw,
+        inside_Bhw,
+        weight=config.colour_weight,
+        bandwidth=config.colour_bandwidth,
+    )
     return mean_field(
-        _resize(image_BCHW, unary_Bhw.shape[-1]),
+        image_BChw,
         unary_Bhw,
         box_Bhw,
         zeta=config.crf_zeta,

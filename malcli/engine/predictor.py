@@ -20,6 +20,7 @@ from malcli.engine.launch import DTYPES
 from malcli.errors import ConfigError
 from malcli.geometry.boxes import roi_frame
 from malcli.geometry.released import box_lines
+from malcli.losses.colour import with_colour
 from malcli.losses.crf import mean_field
 from malcli.model.checkpoint import Checkpoint
 from malcli.model.labeler import MaskLabeler
@@ -93,6 +94,8 @@ class Predictor:
             "include_self": bool(checkpoint.settings.get("crf_self", True)),
         }
 
+        self.colour_bandwidth = float(checkpoint.settings.get("colour_bandwidth", 0.2))
+
     @torch.inference_mode()
     def __call__(self, crops_BSS3: NDArray[np.uint8], rois: Sequence[Roi]) -> list[Tensor]:
         """Return float32 probabilities and, with refinement, (B, S, S) masks of 0 and 1.
@@ -117,7 +120,7 @@ class Predictor:
             maps = [_grown(logits_BGG, side).sigmoid() * self._box_mask(rois, side)]
         else:
             maps = [logits_BGG.sigmoid()]
-        if self.rule.refine == "crf":
+        if self.rule.refine != "none":
             maps.append(self._refined(image_BCSS, logits_BGG, rois))
         return maps
 
@@ -142,10 +145,13 @@ class Predictor:
         side = image_BCSS.shape[-1]
         threshold_B = logits_BGG.new_tensor([self.rule.threshold[roi.size] for roi in rois])
         moved_BGG = logits_BGG - threshold_B.clamp(min=SMALLEST_PROB).logit()[:, None, None]
+        unary_BSS, box_BSS = _grown(moved_BGG, side).sigmoid(), self._box_mask(rois, side)
+        if self.rule.refine == "colour":
+            unary_BSS = with_colour(unary_BSS, image_BCSS, box_BSS, bandwidth=self.colour_bandwidth)
         return mean_field(
             image_BCSS,
-            _grown(moved_BGG, side).sigmoid(),
-            self._box_mask(rois, side),
+            unary_BSS,
+            box_BSS,
             zeta=self.crf["zeta"],
             omega=self.crf["omega"],
             iterations=int(self.crf["iterations"]),

@@ -67,14 +67,22 @@ class ScaledDecoder(nn.Module):
         size_scaling: Resize by size class; if not, V reads a stride-16 map (mal_spec 3.6, but the
             logits keep our grid).
         upsample: How many times finer than the feature map a stride-16 map is.
+        feature_scale: V reads a map so many times as fine as that.
     """
 
     def __init__(
-        self, features: int, channels: int, upsample_before: int, size_scaling: bool, upsample: int
+        self,
+        features: int,
+        channels: int,
+        upsample_before: int,
+        size_scaling: bool,
+        upsample: int,
+        feature_scale: float = 1.0,
     ) -> None:
         """Build the pixel head."""
         super().__init__()
         self.upsample_before = upsample_before
+        self.feature_scale = feature_scale
         self.size_scaling = size_scaling
         self.upsample = upsample
         self.value = PixelHead(features, channels, upsample_before)
@@ -104,7 +112,8 @@ class ScaledDecoder(nn.Module):
 
     def _logits(self, feature_BChw: Tensor, scale: float) -> Tensor:
         """Return logits (B, G, G) of crops whose V reads the map at one scale."""
-        value_BChw = self.value(_resize(feature_BChw, self._side(feature_BChw, scale)))
+        side = self._side(feature_BChw, scale * self.feature_scale)
+        value_BChw = self.value(_resize(feature_BChw, side))
         scores_Bhw = self.scores(feature_BChw, value_BChw).float()
         return _resize(scores_Bhw[:, None], self._side(feature_BChw, GRID_SCALE))[:, 0]
 
@@ -124,6 +133,7 @@ class AttentionDecoder(ScaledDecoder):
         upsample_before: V is upsampled x2 before this convolution, 1 to 4.
         size_scaling: V reads the map at a scale set by the size class (App. A.2).
         upsample: How many times finer than the feature map a stride-16 map is.
+        feature_scale: V reads a map so many times as fine as that.
 
     Source: Sec. 3.2, Fig. 3c; mal_spec 3, where paper and released code differ.
     """
@@ -137,9 +147,10 @@ class AttentionDecoder(ScaledDecoder):
         upsample_before: int = 4,
         size_scaling: bool = True,
         upsample: int = 1,
+        feature_scale: float = 1.0,
     ) -> None:
         """Build both heads."""
-        super().__init__(features, channels, upsample_before, size_scaling, upsample)
+        super().__init__(features, channels, upsample_before, size_scaling, upsample, feature_scale)
         self.key_pool = key_pool
         layers: list[nn.Module] = [nn.Linear(features, channels)]
         for _ in range(key_layers - 1):
@@ -168,6 +179,7 @@ class FullyConvolutionalDecoder(ScaledDecoder):
         upsample_before: V is upsampled x2 before this convolution, 1 to 4.
         size_scaling: V reads the map at a scale set by the size class (App. A.2).
         upsample: How many times finer than the feature map a stride-16 map is.
+        feature_scale: V reads a map so many times as fine as that.
 
     Source: Sec. 4.5, Fig. 3b: "we adopt the pixel-wise head V"; the last step is not described.
     """
@@ -179,9 +191,10 @@ class FullyConvolutionalDecoder(ScaledDecoder):
         upsample_before: int = 4,
         size_scaling: bool = True,
         upsample: int = 1,
+        feature_scale: float = 1.0,
     ) -> None:
         """Build V and the last convolution."""
-        super().__init__(features, channels, upsample_before, size_scaling, upsample)
+        super().__init__(features, channels, upsample_before, size_scaling, upsample, feature_scale)
         self.score = nn.Conv2d(channels, 1, 1)
 
     def scores(self, feature_BChw: Tensor, value_BChw: Tensor) -> Tensor:
@@ -202,6 +215,7 @@ class QueryDecoder(ScaledDecoder):
         upsample_before: V is upsampled x2 before this convolution, 1 to 4.
         size_scaling: V reads the map at a scale set by the size class (App. A.2).
         upsample: How many times finer than the feature map a stride-16 map is.
+        feature_scale: V reads a map so many times as fine as that.
 
     Source: Sec. 4.5, Fig. 3d, after Mask2Former (arXiv 2112.01527), Sec. 3.2.
     """
@@ -213,9 +227,10 @@ class QueryDecoder(ScaledDecoder):
         upsample_before: int = 4,
         size_scaling: bool = True,
         upsample: int = 1,
+        feature_scale: float = 1.0,
     ) -> None:
         """Build V, the projection of the map and the transformer."""
-        super().__init__(features, channels, upsample_before, size_scaling, upsample)
+        super().__init__(features, channels, upsample_before, size_scaling, upsample, feature_scale)
         self.memory = nn.Conv2d(features, channels, 1)
         self.transformer = QueryTransformer(channels, len(MEMORY_SCALES))
 
@@ -294,6 +309,7 @@ def build_decoder(
     key_layers: int,
     upsample_before: int,
     size_scaling: bool,
+    feature_scale: float = 1.0,
 ) -> nn.Module:
     """Return a decoder of random values by its name in `cli.md`.
 
@@ -306,6 +322,7 @@ def build_decoder(
         key_layers: Not of the others.
         upsample_before: See `PixelHead`; not of `fully_connected`.
         size_scaling: See `ScaledDecoder`; not of `fully_connected`.
+        feature_scale: Likewise.
 
     Raises:
         ConfigError: The name is unknown.
@@ -315,7 +332,7 @@ def build_decoder(
     settings: dict[str, Any] = {"upsample": upsample}
     if name != "fully_connected":
         settings |= {"channels": channels, "upsample_before": upsample_before}
-        settings |= {"size_scaling": size_scaling}
+        settings |= {"size_scaling": size_scaling, "feature_scale": feature_scale}
     if name == "attention":
         settings |= {"key_pool": key_pool, "key_layers": key_layers}
     return DECODERS[name](features, **settings)

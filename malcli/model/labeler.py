@@ -26,6 +26,7 @@ class Architecture:
     stem: str = "patch"
     position: str = "antialiased"
     size_classes: str = "half-open"
+    feature_scale: float = 1.0
 
     def to_plain(self) -> dict[str, Any]:
         """Return the fields as a dict for JSON."""
@@ -103,5 +104,6 @@ def build_labeler(architecture: Architecture, drop_path: float = 0.0) -> MaskLab
         key_layers=architecture.key_layers,
         upsample_before=architecture.upsample_before,
         size_scaling=architecture.size_scaling,
+        feature_scale=architecture.feature_scale,
     )
     return MaskLabeler(encoder, decoder, architecture.crop_size)
