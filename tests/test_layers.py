@@ -32,6 +32,7 @@ FORMATS = ("coco", "lvis", "objects365", "openimages", "parquet", "yolo")
 SIBLINGS = {f"cli.{name}": "options output" for name in COMMANDS} | {
     "cli.main": " ".join(COMMANDS) + " output",
     "data.formats": " ".join(FORMATS) + " index cache openimages_masks openimages_write yolo_write",
+    "data.images": "jpeg",
     "data.lvis": "coco",
     "data.objects365": "coco",
     "data.coco": "typed",

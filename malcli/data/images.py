@@ -23,6 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
+from malcli.data.jpeg import is_cut, may_be_cut
 from malcli.errors import MalcliError, MissingImageError
 from malcli.records import BoxTable
 
@@ -245,6 +246,12 @@ def decode_image(
     with _opened(path) as image:
         turned = _is_turned(path, image, hw, max_pixels)
         image.load()
+        if (
+            image.format in ("JPEG", "MPO")
+            and may_be_cut(image)
+            and is_cut(path.read_bytes(), image)
+        ):
+            raise BadImage("bad-image", f"{path}: cut: it ends before its picture does")
         upright = ImageOps.exif_transpose(image) if turned else image
         pixels = _to_rgb(path, upright)
     if pixels.shape != (*hw, 3):
