@@ -39,11 +39,13 @@ class Scans:
 
 
 def may_be_cut(image: Image.Image) -> bool:
-    """Return whether a decoded JPEG needs the closer look of `is_cut`, at next to no cost.
+    """Return whether a decoded image needs the closer look of `is_cut`, at next to no cost.
 
-    It does if its last pixels have the grey of missing blocks, or if it is progressive, where what
-    is missing may only be blurred.
+    A JPEG does if its last pixels have the grey of missing blocks, or if it is progressive, where
+    what is missing may only be blurred. Decoders of other formats say that a file was cut.
     """
+    if image.format not in ("JPEG", "MPO"):
+        return False
     if image.info.get("progressive"):
         return True
     width, height = image.size
