@@ -227,6 +227,37 @@ def test_ids_of_any_kind_find_their_images(read):
     assert records_of(table) == annotations
 
 
+SOME_ID = st.sampled_from(["a", "b", "", "1", "2", "c" * 20, 1, 2, 3, 2**70])
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None
+)
+@given(
+    ids=st.lists(SOME_ID, max_size=6, unique_by=str),
+    image_ids=st.lists(SOME_ID, min_size=6, max_size=6),
+    images=st.lists(SOME_ID, min_size=1, max_size=6, unique_by=str),
+)
+def test_text_and_numbers_are_one_kind_of_id_only_where_a_file_has_both(
+    read, ids, image_ids, images
+):
+    """Against a plain lookup: numbers become text where one id of the list cannot be a number."""
+    annotations = [box(one, other) for one, other in zip(ids, image_ids, strict=False)]
+    table = read(data(annotations, [image(each) for each in images]))
+
+    def are_text(given):
+        return any(isinstance(each, str) or each >= 2**63 for each in given)
+
+    def known(given):
+        return {str(each) if are_text(images) else each: row for row, each in enumerate(given)}
+
+    rows = known(images)
+    wanted = [str(each) if are_text(images) else each for each in image_ids[: len(ids)]]
+    assert table.boxes["image"].to_pylist() == [rows.get(each, -1) for each in wanted]
+    assert table.boxes["id"].to_pylist() == ([str(i) for i in ids] if are_text(ids) else ids)
+    assert records_of(table) == annotations
+
+
 KEYS = st.sampled_from(
     ["id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "score", "ignore"]
 )
