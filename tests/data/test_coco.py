@@ -231,7 +231,7 @@ SOME_ID = st.sampled_from(["a", "b", "", "1", "2", "c" * 20, 1, 2, 3, 2**70])
 
 
 @settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None
 )
 @given(
     ids=st.lists(SOME_ID, max_size=6, unique_by=str),
