@@ -94,7 +94,9 @@ def test_a_bad_box_is_skipped_counted_and_kept(read, bbox):
     table = read(data([box(1), box(2, bbox=bbox)]))
     assert statuses(table) == ["ok", "skipped:bad-box"]
     assert table.problems.counts == {"bad-box": 1}
-    assert table.problems.examples["bad-box"][0].startswith("annotation 2: bbox ")
+    (example,) = table.problems.examples["bad-box"]
+    assert example.startswith("annotation 2: bbox ")
+    assert example.endswith(f"inside its image '{image(1)['file_name']}'")
     assert json.dumps(records_of(table)[1]["bbox"]) == json.dumps(
         [float(x) for x in bbox] if table.boxes["bbox"][1].is_valid else bbox
     )
@@ -106,6 +108,8 @@ def test_an_absent_box_is_skipped_and_stays_absent(read):
     table = read(data([annotation]))
     assert statuses(table) == ["skipped:bad-box"]
     assert records_of(table) == [annotation]
+    name = image(1)["file_name"]
+    assert table.problems.examples["bad-box"] == [f"annotation 1: no bbox (image '{name}')"]
 
 
 @pytest.mark.parametrize("bbox", [[-5, -5, 6, 6], [59.9, 39.9, 100, 100], [0, 0, 1e-3, 1e-3]])
