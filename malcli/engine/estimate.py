@@ -22,6 +22,7 @@ from malcli.errors import MalcliError
 from malcli.files import replacing
 from malcli.model.locate import locate_checkpoint
 from malcli.records import STATUS_OK, BoxTable, xywh_of
+from malcli.report.progress import log
 
 # Measured on the labelled COCO photographs (recipes' val split): 2.7 characters of compressed run
 # lengths a pixel of box width (correlation 0.97), 200 bytes of other keys, a Parquet file of 0.45
@@ -47,18 +48,34 @@ def estimate(
         of the last job with these settings and `seconds`, both None where there was none.
     """
     size = output_bytes(table)
-    folder = (config.out or Path()).absolute().parent
-    while not folder.is_dir() and folder != folder.parent:
-        folder = folder.parent
     rate = known_rate(config)
     boxes = counts.get(STATUS_OK, 0)
     return {
         "json_mb": round(size / 1e6, 3),
         "parquet_mb": round(PARQUET_SHARE * size / 1e6, 3),
-        "free_mb": round(shutil.disk_usage(folder).free / 1e6, 1),
+        "free_mb": round(free_bytes(config.out) / 1e6, 1),
         "boxes_per_s": rate,
         "seconds": None if rate is None else round(boxes / (rate * processes), 1),
     }
+
+
+def free_bytes(out: Path | None) -> int:
+    """Return what is free on the disk of an output, or of the current folder."""
+    folder = Path().absolute() if out is None else out.absolute().parent
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def warn_of_space(out: Path, table: BoxTable) -> None:
+    """Say so before a job starts whose output and parts may not fit on the disk."""
+    size = 2 * output_bytes(table) * (PARQUET_SHARE if out.suffix == ".parquet" else 1)
+    free = free_bytes(out)
+    if size > free:
+        log(
+            f"label: {out.parent} has {free / 1e9:.1f} GB free, and the job may need "
+            f"{size / 1e9:.1f} GB; parts that are done stay when the disk is full"
+        )
 
 
 def output_bytes(table: BoxTable) -> float:

@@ -20,7 +20,7 @@ from malcli.config import LabelConfig
 from malcli.data.images import ImageFolder
 from malcli.engine import jobs, survey
 from malcli.engine.crew import Crew
-from malcli.engine.estimate import estimate, remember_rate
+from malcli.engine.estimate import estimate, remember_rate, warn_of_space
 from malcli.engine.jobs import Job, Manifest
 from malcli.engine.parts import Outcome, PartFolder, merge, missing_error
 from malcli.engine.signals import StopFlag, command_of
@@ -216,6 +216,7 @@ class _Start:
         try:
             with self.stop.at_once():  # automatic thresholds can take a minute
                 checkpoint = self._checkpoint()
+                warn_of_space(self.out, parts.table)
                 manifest = first_manifest(self.config, job, parts, folder, checkpoint)
                 manifest = with_largest_batch(self.config, manifest, checkpoint)
         except KeyboardInterrupt:

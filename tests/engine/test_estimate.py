@@ -4,6 +4,7 @@ import pytest
 
 from malcli.config import LabelConfig
 from malcli.data.coco import read_coco
+from malcli.engine import estimate as estimates
 from malcli.engine.estimate import estimate, known_rate, output_bytes, remember_rate
 from malcli.engine.label import label
 
@@ -72,3 +73,11 @@ def test_odd_boxes_add_no_odd_sizes(tmp_path):
     ]
     (tmp_path / "a.json").write_text(json.dumps({"images": images, "annotations": boxes}))
     assert 0 < output_bytes(read_coco(tmp_path / "a.json")) < 1e6
+
+
+def test_a_job_that_may_not_fit_says_so_and_starts(data, job, monkeypatch, capsys):
+    given = job(limit=1)
+    monkeypatch.setattr(estimates, "free_bytes", lambda out: 10)
+    label(given)
+    assert "0.0 GB free, and the job may need" in capsys.readouterr().err
+    assert given.out.exists()
