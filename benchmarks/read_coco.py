@@ -5,7 +5,8 @@
 Each reading is a process of its own, in turns; CPU seconds and the peak of resident memory beyond
 what the process had after its imports. The last row opens the same file again from the cache. The
 kinds are the keys that files have: `plain` COCO boxes, `polygons` of 20 numbers, the flags of
-`objects365`, the compressed RLE and scores of `malcli`, or nested `attributes`.
+`objects365`, the compressed RLE and scores of `malcli`, nested `attributes`, or ids that are text
+(`text-ids`).
 """
 
 import argparse
@@ -52,6 +53,7 @@ KINDS: dict[str, Callable[[int, list[float]], dict[str, Any]]] = {
         "malcli_score": numbers[0] / 300,
         "malcli_status": "ok",
     },
+    "text-ids": lambda n, numbers: {"id": f"{n * 2654435761 % 2**64:016x}"},
     "attributes": lambda n, numbers: {"attributes": {"occluded": False, "tags": ["a", n]}},
 }
 

@@ -61,7 +61,7 @@ def parse_only(path: Path) -> int:
     ids, labels = openimages._first_pass(path)
     numbers = {label: n for n, label in enumerate(labels)}
     sizes = np.full((len(ids), 2), 500.0)
-    return sum(batch.num_rows for batch in openimages._boxes(path, ids, numbers, sizes))
+    return sum(batch.num_rows for batch in openimages._boxes(path, ids, numbers, sizes, None))
 
 
 def seconds(work: Callable[[Path], int], path: Path, rows: int) -> float:

@@ -7,6 +7,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
 # Subprocesses of tests do not see the socket blocker below.
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MALCLI_CACHE"] = "off"  # of the user who runs the tests
 
 import socket
 

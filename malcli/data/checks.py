@@ -45,6 +45,7 @@ class Judge:
         """Judge the images."""
         self._problems = problems
         self._categories = np.array(categories, dtype=np.int64)
+        self._names = images["file_name"]
         sides = [pc.fill_null(images[side], 0).to_numpy() for side in ("height", "width")]
         self._hw = np.stack(sides, axis=1).astype(np.float64)
         named = _bools(pc.not_equal(images["file_name"], ""))
@@ -70,14 +71,16 @@ class Judge:
 
     def _count(self, boxes: pa.Table, status: NDArray[np.int8], image: Rows) -> None:
         def reason(row: int) -> str:
-            return _reason(boxes, row, int(status[row]), bool(image[row] >= 0))
+            place = int(image[row])
+            name = self._names[place].as_py() if place >= 0 else None
+            return _reason(boxes, row, int(status[row]), place >= 0, name)
 
         for code in (NO_IMAGE, BAD_IMAGE, BAD_BOX):
             note(self._problems, STATUSES[code].removeprefix("skipped:"), status == code, reason)
         category = boxes["category_id"]
         known = np.isin(pc.fill_null(category, 0).to_numpy(), self._categories)
         known &= _bools(pc.is_valid(category))
-        note(self._problems, "unknown-category", ~known, lambda row: _reason(boxes, row, OK, True))
+        note(self._problems, "unknown-category", ~known, lambda row: _reason(boxes, row, OK))
 
 
 def _by_design(boxes: pa.Table) -> NDArray[np.int8]:
@@ -115,8 +118,18 @@ def short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _reason(boxes: pa.Table, row: int, code: int, image_known: bool) -> str:
-    """Return one line on what is wrong with a box; OK is about its category."""
+def _reason(
+    boxes: pa.Table, row: int, code: int, image_known: bool = True, name: str | None = None
+) -> str:
+    """Return one line on what is wrong with a box; OK is about its category.
+
+    Args:
+        boxes: The batch.
+        row: Of the box.
+        code: Its place in STATUSES.
+        image_known: Whether `images` has its image.
+        name: Of the image's file.
+    """
     columns = boxes.select(["id", "image_id", "category_id", "bbox", "extra"])
     record: dict[str, Any] = to_records(columns.slice(row, 1))[0]
     if code == OK:
@@ -127,10 +140,13 @@ def _reason(boxes: pa.Table, row: int, code: int, image_known: bool) -> str:
         what = f"image {short(record['image_id'])} has no file_name"
     elif code == BAD_IMAGE:
         what = f"image {short(record['image_id'])} has no height and width above zero"
-    elif "bbox" not in record:
-        what = "no bbox"
-    else:
+    elif "bbox" in record:
         what = f"bbox {short(record['bbox'])} is not x, y, w, h with an area inside its image"
+        what += f" {short(name)}"
+    elif "line" in record:  # of a text, as YOLO's
+        what = f"the line {short(record['line'])} for image {short(name)} is no box"
+    else:
+        what = f"no bbox (image {short(name)})"
     return f"annotation {short(record.get('id'))}: {what}"
 
 

@@ -7,6 +7,7 @@ images on disk.
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,7 +31,7 @@ from malcli.records import BoxTable, Record, to_records
 from malcli.records import records_of as records_of  # part of this module's surface
 
 CHUNK = 1024  # records that are encoded at a time
-LISTS: dict[str, Callable[[list[Record]], pa.RecordBatch]] = {
+LISTS: dict[str, Callable[..., pa.RecordBatch]] = {
     "images": take_images,
     "annotations": take_boxes,
 }
@@ -69,7 +70,9 @@ def read_coco(
                 raise DataFormatError(path, f"has the key '{key}' twice; merge the two lists")
             if text.peek() != "[":
                 raise DataFormatError(path, f"'{key}' is not a list; {_EXPECTED}")
-            tables[key] = spool(LISTS[key]([]).schema, _batches(path, text, key), folder, key)
+            batches = _batches(path, text, key)
+            first = next(batches, LISTS[key]([]))  # says whether ids are text
+            tables[key] = spool(first.schema, chain([first], batches), folder, key)
         text.finish()
     for key in LISTS:
         if key not in tables and "videos" in header:
@@ -107,7 +110,7 @@ def _batches(path: Path, text: JsonText, key: str) -> Iterator[pa.RecordBatch]:
                 raise DataFormatError(path, "is not an object; correct it", f"{key}[{row}]")
         parser.learn(batch)
         try:
-            yield LISTS[key](batch)
+            yield LISTS[key](batch, parser.texts)
         except RecursionError:
             last = begin + len(batch) - 1
             raise _too_deep(path, f"one of {key}[{begin}..{last}]") from None

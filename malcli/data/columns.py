@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from malcli.records import BOX_TYPE, EXACT, Record
 
+TEXT = "_text"  # ends the name of a second column of ids: those that are text
 MAX_DEPTH = 200  # of nested values: far from the depth at which Python's own stack ends
 _ABSENT = object()
 
@@ -25,10 +26,14 @@ _ABSENT = object()
 encode_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
-def take_boxes(records: Sequence[Record]) -> pa.RecordBatch:
+def take_boxes(records: Sequence[Record], texts: Sequence[str] = ()) -> pa.RecordBatch:
     """Move annotations into columns of `box_schema` but `image` and `status`; empties the records.
 
     Ids are int64; ids of other kinds stay in `extra`.
+
+    Args:
+        records: Emptied.
+        texts: Keys of ids that get a column for those that are text, too.
 
     Raises:
         RecursionError: A value is nested too deeply.
@@ -41,21 +46,21 @@ def take_boxes(records: Sequence[Record]) -> pa.RecordBatch:
         "area": take_numbers(records, "area"),
         "iscrowd": take_whole(records, "iscrowd", pa.int8(), see_bool=True),
         "segmentation": take_json(records, "segmentation"),
-        "extra": take_rest(records),
     }
-    return pa.RecordBatch.from_pydict(columns)
+    columns |= {key + TEXT: take_texts(records, key) for key in texts}
+    return pa.RecordBatch.from_pydict(columns | {"extra": take_rest(records)})
 
 
-def take_images(records: Sequence[Record]) -> pa.RecordBatch:
+def take_images(records: Sequence[Record], texts: Sequence[str] = ()) -> pa.RecordBatch:
     """Move image records into columns of `image_schema`, as `take_boxes` does."""
     columns = {
         "id": take_whole(records, "id", pa.int64()),
         "file_name": take_texts(records, "file_name"),
         "height": take_whole(records, "height", pa.int32()),
         "width": take_whole(records, "width", pa.int32()),
-        "extra": take_rest(records),
     }
-    return pa.RecordBatch.from_pydict(columns)
+    columns |= {key + TEXT: take_texts(records, key) for key in texts}
+    return pa.RecordBatch.from_pydict(columns | {"extra": take_rest(records)})
 
 
 def take_whole(

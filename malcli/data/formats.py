@@ -49,7 +49,9 @@ SIZELESS = ("openimages", "yolo")  # they state no image sizes; their readers ta
 EXPORTS = ("openimages", "yolo")  # writers that leave things out, and count them
 
 _LVIS = re.compile(rb'"(?:neg_category_ids|not_exhaustive_category_ids)"\s*:')
-_OBJECTS365 = re.compile(rb'"(?:isfake|isreflected)"\s*:|objects365_v[12]_|"obj365_')
+_OBJECTS365 = re.compile(
+    rb'"(?:isfake|isreflected)"\s*:|objects365_v[12]_\d|obj365_(?:train|val|test)_\d'
+)
 
 
 def open_boxes(

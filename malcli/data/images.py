@@ -23,6 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
+from malcli.data.jpeg import is_cut, may_be_cut
 from malcli.errors import MalcliError, MissingImageError
 from malcli.records import BoxTable
 
@@ -115,7 +116,7 @@ def find_folder(
         for place in places:
             if name and _is_there(place, name):
                 return ImageFolder(place, 0, len(first))
-    tried = ", ".join(str(place) for place in places)
+    tried = ", ".join(map(str, places))
     example = f", such as {first[0]!a}," if first else ""
     raise MissingImageError(
         f"{annotation_path}: none of its images{example} is found in {tried}; name their folder "
@@ -134,7 +135,7 @@ def _places(annotation_path: Path) -> list[Path]:
         places.append(beside.parent / stem)
     places += [beside.parent, beside.parent / "coco"]  # LVIS: names with train2017/, val2017/
     for split in (split for split in _SPLITS if split in stem.lower()):
-        places += [beside / split, beside.parent / split, beside.parent / "images" / split]
+        places += [root / split for root in (*places[:3], beside.parent)]
         break
     return places
 
@@ -245,6 +246,8 @@ def decode_image(
     with _opened(path) as image:
         turned = _is_turned(path, image, hw, max_pixels)
         image.load()
+        if may_be_cut(image) and is_cut(path.read_bytes(), image):
+            raise BadImage("bad-image", f"{path}: cut: it ends before its picture does")
         upright = ImageOps.exif_transpose(image) if turned else image
         pixels = _to_rgb(path, upright)
     if pixels.shape != (*hw, 3):

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from malcli.data.checks import SHOWN, STATUSES, Judge, note, short
-from malcli.data.columns import encode_json, id_text
+from malcli.data.columns import TEXT, encode_json, id_text
 from malcli.data.grouping import group_key, grouped, later_equals, repeated, rows_in_order
 from malcli.data.spool import Spooled, map_numbers, new_file
 from malcli.data.spool import spool as spool
@@ -154,7 +154,10 @@ def _judged(
     """Return each box's image and status; also its ids, and `extra`, where ids become text."""
     names = ["image", "status"]
     keys = ("id", "image_id")
-    if any(boxes.table.schema.field(key).type != schema.field(key).type for key in keys):
+    read = boxes.table.schema
+    if any(read.field(key).type != schema.field(key).type for key in keys) or any(
+        key + TEXT in read.names for key in keys
+    ):
         names += [*keys, "extra"]
     kept = pa.schema([schema.field(name) for name in names])
 
@@ -216,42 +219,56 @@ def _type_of_ids(table: pa.Table, path: Path | None = None) -> pa.DataType:
     """
     kind = table.schema.field("id").type
     row = 0
-    for batch in table.select(["id", "extra"]).to_batches():
-        if batch["id"].null_count:
-            for odd in np.flatnonzero(batch["id"].is_null().to_numpy(zero_copy_only=False)):
-                extra = json.loads(batch["extra"][int(odd)].as_py() or "{}")
-                text = id_text(extra.get("id"))
-                if text is not None:
-                    kind = pa.string()
-                elif path:
-                    what = short(extra["id"]) + " is no id" if "id" in extra else "no id"
-                    raise DataFormatError(
-                        path,
-                        f"{what}; every annotation needs an integer or a string of its own",
-                        f"annotations[{row + int(odd)}]",
-                        "id",
-                    )
+    for batch in table.to_batches():
+        lost = batch["id"].is_null()
+        if "id" + TEXT in table.schema.names:
+            texts = batch["id" + TEXT]
+            kind = pa.string() if texts.null_count < len(texts) else kind
+            lost = pc.and_(lost, texts.is_null())
+        for odd in np.flatnonzero(lost.to_numpy(zero_copy_only=False)):
+            extra = json.loads(batch["extra"][int(odd)].as_py() or "{}")
+            if id_text(extra.get("id")) is not None:
+                kind = pa.string()
+            elif path:
+                what = short(extra["id"]) + " is no id" if "id" in extra else "no id"
+                raise DataFormatError(
+                    path,
+                    f"{what}; every annotation needs an integer or a string of its own",
+                    f"annotations[{row + int(odd)}]",
+                    "id",
+                )
         row += batch.num_rows
     return kind
 
 
 def _typed(table: pa.Table, key: str, kind: pa.DataType) -> pa.Table:
-    """Return the table with a column of ids as text, if `kind` is; numbers go to `extra`, too."""
+    """Return the table with one column of ids; those that it cannot say go to `extra`.
+
+    In a column of text numbers are text, and in `extra`, too.
+    """
     place = table.schema.get_field_index(key)
-    if table.schema.field(place).type == kind:
+    is_text = pa.types.is_string(kind)
+    given = table[key + TEXT] if key + TEXT in table.schema.names else None
+    if given is None and table.schema.field(place).type == kind:
         return table
-    texts: list[str | None] = []
+    if given is not None:
+        table = table.drop_columns(key + TEXT)
+        if is_text and not given.null_count:
+            return table.set_column(place, key, given)
+    texts = [None] * len(table) if given is None else given.to_pylist()
+    ids: list[int | str | None] = []
     extras: list[str | None] = []
-    for number, text in zip(table[key].to_pylist(), table["extra"].to_pylist(), strict=True):
-        extra = json.loads(text) if text is not None else {}
-        value = number if number is not None else extra.get(key)
-        texts.append(id_text(value))
-        if isinstance(value, str) and texts[-1] is not None:
-            del extra[key]
-        elif number is not None:
-            extra[key] = number
+    rows = zip(table[key].to_pylist(), texts, table["extra"].to_pylist(), strict=True)
+    for number, text, rest in rows:
+        extra = json.loads(rest) if rest is not None else {}
+        value = next((each for each in (number, text) if each is not None), extra.get(key))
+        ids.append(id_text(value) if is_text else number)
+        if isinstance(value, str) and ids[-1] is not None:
+            extra.pop(key, None)
+        elif value is not None and value != ids[-1]:
+            extra[key] = value
         extras.append(encode_json(extra) if extra else None)
-    table = table.set_column(place, key, pa.array(texts, type=pa.string()))
+    table = table.set_column(place, key, pa.array(ids, type=kind))
     place = table.schema.get_field_index("extra")
     return table.set_column(place, "extra", pa.array(extras, type=pa.string()))
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from malcli.data.columns import MAX_DEPTH, encode_json, is_deep, join_members, uncollected
+from malcli.data.columns import MAX_DEPTH, TEXT, encode_json, is_deep, join_members, uncollected
 from malcli.records import BOX_TYPE, EXACT, Record
 
 MOST_KEYS = 64  # of one kind of record; files with more have values as keys
@@ -39,6 +39,7 @@ ODD: dict[str, tuple[type, Any]] = {
     "area": (type(None), float | None),
     "iscrowd": (bool, int | bool),
 }
+IDS = ("id", "image_id")  # are text in some files
 IMAGES: dict[str, Any] = {"id": int, "file_name": str, "height": int, "width": int}
 
 
@@ -48,12 +49,17 @@ class RecordParser:
     Args:
         types: BOXES or IMAGES.
         schema: Of the columns, in order; `extra` last.
+
+    Attributes:
+        texts: The keys whose ids have columns for text, too: those of the first record that are.
     """
 
     def __init__(self, types: dict[str, Any], schema: pa.Schema) -> None:
         """Start without any keys: nothing fits."""
         self._types = types
         self._schema = schema
+        self.texts: tuple[str, ...] = ()
+        self._begun = False
         self._optional: dict[str, bool] = {}  # each key that was seen -> whether some lack it
         self._odd: set[str] = set()  # keys of ODD with such values
         self._names: dict[str, str] = {}  # key -> attribute
@@ -61,6 +67,9 @@ class RecordParser:
 
     def learn(self, records: Sequence[Record]) -> None:
         """Make records with the keys of these, and of those before, fit, if they are not many."""
+        if records and not self._begun:
+            self._begun = True
+            self._see_texts(records[0])
         kinds = {tuple(record) for record in records}
         kinds |= {tuple(self._optional)} if self._optional else set()
         keys = dict.fromkeys(chain(self._optional, *sorted(kinds)))
@@ -79,6 +88,13 @@ class RecordParser:
         if (optional, odd) != (self._optional, self._odd):
             self._optional, self._odd = optional, odd
             self._make_type()
+
+    def _see_texts(self, first: Record) -> None:
+        """Add columns for the ids that are text in the first record."""
+        self.texts = tuple(key for key in IDS if key in self._types and type(first.get(key)) is str)
+        self._types = self._types | dict.fromkeys(self.texts, str)
+        added = [pa.field(key + TEXT, pa.string()) for key in self.texts]
+        self._schema = pa.schema([*self._schema][:-1] + added + [self._schema.field("extra")])
 
     def _make_type(self) -> None:
         self._names = {key: f"k{place}" for place, key in enumerate(self._optional)}
@@ -127,6 +143,7 @@ class RecordParser:
         for key, name in self._names.items():
             values = map(attrgetter(name), records)
             kind = self._types.get(key, msgspec.Raw)
+            column = key + TEXT if key in self.texts else key
             if kind is msgspec.Raw:
                 texts = _texts(list(values))
                 if key in self._types:
@@ -137,10 +154,10 @@ class RecordParser:
                     members.append(_member(key, texts))
             elif self._optional[key] or key in self._odd:
                 some = list(values)
-                columns[key] = _some(some, self._schema.field(key).type)
+                columns[column] = _some(some, self._schema.field(column).type)
                 members += _odd(key, some) if key in self._odd else []
             else:
-                columns[key] = _all(values, len(records), self._schema.field(key).type)
+                columns[column] = _all(values, len(records), self._schema.field(column).type)
         columns["extra"] = join_members(members, len(records))
         absent = (field for field in self._schema if field.name not in columns)
         columns |= {field.name: pa.nulls(len(records), field.type) for field in absent}

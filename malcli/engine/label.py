@@ -4,13 +4,11 @@ No process waits for another: whoever finds all parts done merges them. torch is
 boxes are labelled, so that a finished job, a merge and a dry run answer at once.
 """
 
-import contextlib
 import dataclasses
 import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +20,11 @@ from malcli.config import LabelConfig
 from malcli.data.images import ImageFolder
 from malcli.engine import jobs, survey
 from malcli.engine.crew import Crew
+from malcli.engine.estimate import estimate, remember_rate, warn_of_space
 from malcli.engine.jobs import Job, Manifest
 from malcli.engine.parts import Outcome, PartFolder, merge, missing_error
 from malcli.engine.signals import StopFlag, command_of
+from malcli.engine.survey import timed as _timed
 from malcli.errors import DataFormatError, Interrupted, MalcliError, OutputError
 from malcli.model.locate import locate_checkpoint, preset_of
 from malcli.records import Problems
@@ -51,6 +51,7 @@ class LabelResult:
         boxes_per_s: Boxes that this start labelled or skipped, over its time; 0 if none.
         problems: What is wrong with which records.
         checkpoint: The file that labelled; None if none was needed.
+        estimate: Of a dry run: what the job will take.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -60,11 +61,13 @@ class LabelResult:
     boxes_per_s: float = 0.0
     problems: Problems = field(default_factory=Problems)
     checkpoint: Path | None = None
+    estimate: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, and the most memory that this process held so far."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB; bytes on macOS
         return {
+            **({} if self.estimate is None else {"estimate": self.estimate}),
             "counts": self.counts,
             "boxes_per_s": round(self.boxes_per_s, 3),
             "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
@@ -111,20 +114,12 @@ def _dry_run(config: LabelConfig) -> LabelResult:
     with _timed(result.seconds, "read"):
         table, folder = survey.open_data(config)
         result.counts = survey.check_images(config, table, folder)
+        result.estimate = estimate(config, table, result.counts, config.num_processes)
     result.problems = table.problems
     survey.report_problems(table.problems)
     if config.strict:
         survey.refuse_problems(table)
     return result
-
-
-@contextlib.contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.thread_time()
-    try:
-        yield
-    finally:
-        seconds[stage] += time.thread_time() - start
 
 
 class _Start:
@@ -221,6 +216,7 @@ class _Start:
         try:
             with self.stop.at_once():  # automatic thresholds can take a minute
                 checkpoint = self._checkpoint()
+                warn_of_space(self.out, parts.table)
                 manifest = first_manifest(self.config, job, parts, folder, checkpoint)
                 manifest = with_largest_batch(self.config, manifest, checkpoint)
         except KeyboardInterrupt:
@@ -272,6 +268,7 @@ class _Start:
         finally:
             road.close()
         self.result.boxes_per_s = left / (time.monotonic() - start)
+        remember_rate(self.config, left, self.result.boxes_per_s)
         survey.report_problems(parts.table.problems, survey.FILE_KINDS)
 
     def _label_part(

@@ -3,8 +3,10 @@
 Opens no image beyond its header, and loads no network.
 """
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,16 @@ def auto_batch(device: str, crop_size: int | str) -> int:
     if device == "cuda":
         return 64
     return 4 if crop_size == AUTO or int(crop_size) > LARGE_CROP else 16
+
+
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the block's CPU seconds of this thread to a stage."""
+    start = time.thread_time()
+    try:
+        yield
+    finally:
+        seconds[stage] += time.thread_time() - start
 
 
 def batch_size_of(config: LabelConfig) -> int | None:

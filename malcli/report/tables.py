@@ -274,7 +274,7 @@ def label_table(summary: Mapping[str, Any]) -> RenderableType:
     counts.add_section()
     counts.add_row("all", f"{total:,}", "")
     if summary.get("out") is None:
-        return counts
+        return Group(counts, *estimate_lines(summary.get("estimate")))
     memory = summary.get("peak_memory_mb")
     line = f"{summary.get('boxes_per_s') or 0:.1f} boxes/s"
     line += f", at most {memory:.0f} MB" if memory else ""
@@ -282,6 +282,40 @@ def label_table(summary: Mapping[str, Any]) -> RenderableType:
     if any(summary["seconds"].values()):
         parts.insert(1, seconds_table(summary["seconds"]))
     return Group(*parts)
+
+
+def estimate_lines(estimate: Mapping[str, Any] | None) -> list[str]:
+    """Return what `malcli label --dry-run` says about time and disk."""
+    if estimate is None:
+        return []
+    names = ("json_mb", "parquet_mb", "free_mb")
+    as_json, as_parquet, free = (megabytes(estimate[name]) for name in names)
+    lines = [
+        f"output: about {as_json} as JSON, {as_parquet} as Parquet, and as much again while it "
+        f"runs; {free} are free"
+    ]
+    if 2 * estimate["json_mb"] > estimate["free_mb"]:
+        lines.append("That may not fit: put --out on a disk with more space.")
+    if estimate["seconds"] is None:
+        said = "unknown: no job with this checkpoint and these settings ran on this machine yet; "
+        return [*lines, f"time: {said}one with --limit 50 tells"]
+    said = f"at {estimate['boxes_per_s']:.1f} boxes/s a process, as the last such job here"
+    return [*lines, f"time: about {duration(estimate['seconds'])} {said}"]
+
+
+def megabytes(value: float) -> str:
+    """Return a size for people."""
+    return f"{value:.1f} MB" if value < 1000 else f"{value / 1000:,.1f} GB"
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people, with two units at most."""
+    for name, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            smaller = {"d": (3600, "h"), "h": (60, "min"), "min": (1, "s")}[name]
+            whole, rest = divmod(round(seconds), length)
+            return f"{whole} {name} {rest // smaller[0]} {smaller[1]}"
+    return f"{max(seconds, 1):.0f} s"
 
 
 def fit_table(summary: Mapping[str, Any]) -> RenderableType:

@@ -94,7 +94,9 @@ def test_a_bad_box_is_skipped_counted_and_kept(read, bbox):
     table = read(data([box(1), box(2, bbox=bbox)]))
     assert statuses(table) == ["ok", "skipped:bad-box"]
     assert table.problems.counts == {"bad-box": 1}
-    assert table.problems.examples["bad-box"][0].startswith("annotation 2: bbox ")
+    (example,) = table.problems.examples["bad-box"]
+    assert example.startswith("annotation 2: bbox ")
+    assert example.endswith(f"inside its image '{image(1)['file_name']}'")
     assert json.dumps(records_of(table)[1]["bbox"]) == json.dumps(
         [float(x) for x in bbox] if table.boxes["bbox"][1].is_valid else bbox
     )
@@ -106,6 +108,8 @@ def test_an_absent_box_is_skipped_and_stays_absent(read):
     table = read(data([annotation]))
     assert statuses(table) == ["skipped:bad-box"]
     assert records_of(table) == [annotation]
+    name = image(1)["file_name"]
+    assert table.problems.examples["bad-box"] == [f"annotation 1: no bbox (image '{name}')"]
 
 
 @pytest.mark.parametrize("bbox", [[-5, -5, 6, 6], [59.9, 39.9, 100, 100], [0, 0, 1e-3, 1e-3]])
@@ -224,6 +228,37 @@ def test_ids_of_any_kind_find_their_images(read):
     table = read(data(annotations, [image("im"), image(1), image(big), image("1x")]))
     assert table.boxes["image"].to_pylist() == [0, 1, 2, -1, 3]
     assert table.boxes["id"].to_pylist() == ["x", "7", str(big), "y", "8"]
+    assert records_of(table) == annotations
+
+
+SOME_ID = st.sampled_from(["a", "b", "", "1", "2", "c" * 20, 1, 2, 3, 2**70])
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None
+)
+@given(
+    ids=st.lists(SOME_ID, max_size=6, unique_by=str),
+    image_ids=st.lists(SOME_ID, min_size=6, max_size=6),
+    images=st.lists(SOME_ID, min_size=1, max_size=6, unique_by=str),
+)
+def test_text_and_numbers_are_one_kind_of_id_only_where_a_file_has_both(
+    read, ids, image_ids, images
+):
+    """Against a plain lookup: numbers become text where one id of the list cannot be a number."""
+    annotations = [box(one, other) for one, other in zip(ids, image_ids, strict=False)]
+    table = read(data(annotations, [image(each) for each in images]))
+
+    def are_text(given):
+        return any(isinstance(each, str) or each >= 2**63 for each in given)
+
+    def known(given):
+        return {str(each) if are_text(images) else each: row for row, each in enumerate(given)}
+
+    rows = known(images)
+    wanted = [str(each) if are_text(images) else each for each in image_ids[: len(ids)]]
+    assert table.boxes["image"].to_pylist() == [rows.get(each, -1) for each in wanted]
+    assert table.boxes["id"].to_pylist() == ([str(i) for i in ids] if are_text(ids) else ids)
     assert records_of(table) == annotations
 
 

@@ -45,6 +45,9 @@ def base(rng):
         )
         for n in range(rng.choice([0, 1, 12]))
     ]
+    if rng.random() < 0.3:
+        for record in [*images, *boxes]:
+            record.update({key: f"x{record[key]}" for key in ("id", "image_id") if key in record})
     lists = [("images", images), ("annotations", boxes), ("categories", [{"id": 1, "name": "a"}])]
     rng.shuffle(lists)
     return dict(lists)

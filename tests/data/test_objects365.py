@@ -2,8 +2,11 @@ import json
 
 import pytest
 
+from malcli.data.formats import recognise
 from malcli.data.images import find_images, resolve
 from malcli.data.objects365 import read_objects365, write_objects365
+from malcli.data.yolo import read_yaml
+from malcli.data.yolo_write import write_yolo
 from malcli.records import records_of
 
 NAMES = [
@@ -91,3 +94,43 @@ def test_a_name_that_others_may_share_is_looked_for_in_one_place(tmp_path, name)
 def test_a_very_long_name_is_just_not_there(tmp_path):
     name = "patch1/" + "a" * 5000
     assert resolve(tmp_path, name) == tmp_path / name
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("place", ["{0}/{1}", "images/{0}/{1}", "images/{1}"])
+@pytest.mark.parametrize("prefix", ["", "{0}/"])
+def test_the_release_with_other_names_is_recognised_and_found(tmp_path, split, place, prefix):
+    names = [f"obj365_{split}_{n:012}.jpg" for n in (702, 354609)]
+    value = value_of([prefix.format(split) + name for name in names])
+    for record in value["annotations"]:
+        for flag in ("isfake", "isreflected"):
+            record.pop(flag, None)
+    path = tmp_path / f"objects365_{split}.json"
+    path.write_text(json.dumps(value))
+    for name in names:
+        touch(tmp_path / place.format(split, name))
+    assert recognise(path) == "objects365"
+    found = find_images(path, read_objects365(path), None)
+    assert found.found == 2
+    assert all(resolve(found.root, image["file_name"]).is_file() for image in value["images"])
+
+
+def test_names_of_one_release_are_not_taken_for_those_of_another(tmp_path):
+    """Their numbers need not agree: a renamed release may have numbered its images anew."""
+    touch(tmp_path / "objects365_v1_00000702.jpg")
+    name = "obj365_val_000000000702.jpg"
+    assert resolve(tmp_path, name) == tmp_path / name
+
+
+def test_category_lists_of_other_orders_become_the_same_classes(tmp_path):
+    """Train and validation files order their lists differently; names keep their odd spaces."""
+    names = {}
+    for split, categories in (("train", CATEGORIES), ("val", CATEGORIES[::-1])):
+        value = value_of(NAMES[2:]) | {"categories": categories}
+        path = tmp_path / f"{split}.json"
+        path.write_text(json.dumps(value))
+        table = read_objects365(path)
+        write_yolo(tmp_path / split / "data.yaml", table, [records_of(table)])
+        names[split] = read_yaml(tmp_path / split / "data.yaml").names
+    assert names["train"] == names["val"]
+    assert list(names["train"].values()) == ["Person", "Table Tennis "]

@@ -13,8 +13,9 @@ NUMBERS = st.one_of(
     st.integers(-9, 9), st.floats(), st.sampled_from([2**53, 2**63, 10**30, -0.0, 1.0, True, None])
 )
 VALUES = st.one_of(NUMBERS, st.text(max_size=3), st.lists(NUMBERS, max_size=3))
+IDS = st.integers(0, 99) | st.text(max_size=3)
 RECORDS = st.fixed_dictionaries(
-    {"id": st.integers(0, 99), "image_id": st.integers(0, 99), "category_id": st.integers(0, 9)},
+    {"id": IDS, "image_id": IDS, "category_id": st.integers(0, 9)},
     optional={
         "bbox": st.one_of(st.lists(st.floats(0, 99), min_size=4, max_size=4), VALUES),
         "area": NUMBERS,
@@ -26,7 +27,7 @@ RECORDS = st.fixed_dictionaries(
     },
 )
 PICTURES = st.fixed_dictionaries(
-    {"id": st.integers(0, 99), "file_name": st.text(max_size=3)},
+    {"id": IDS, "file_name": st.text(max_size=3)},
     optional={"height": NUMBERS, "width": st.integers(0, 9), "coco_url": VALUES},
 )
 PLAIN = {"id": 1, "image_id": 2, "category_id": 3, "bbox": [1, 2.5, 3, 4]}
@@ -43,12 +44,13 @@ def in_any_order(records):
 
 
 def check_as_slow(records, text, types, take):
+    parser = parser_of(records, types, take)
     try:
-        fast = parser_of(records, types, take)(text)
+        fast = parser(text)
     except ValueError:
         return
     fast.validate(full=True)
-    slow = take(json.loads(text))
+    slow = take(json.loads(text), parser.texts)
     assert fast.schema == slow.schema
     assert in_any_order(to_records(fast)) == in_any_order(to_records(slow))
     texts = [name for name in ("segmentation", "extra") if name in fast.schema.names]
@@ -111,6 +113,16 @@ def test_all_others_take_the_slow_way(more):
     records = [PLAIN, PLAIN | more]
     with pytest.raises(ValueError):  # noqa: PT011
         parser_of(records)(json.dumps(records))
+
+
+@pytest.mark.parametrize("key", ["id", "image_id"])
+def test_ids_that_are_text_take_the_fast_way(key):
+    records = [PLAIN | {key: text} for text in ("0a3f", "", "7", "é")]
+    batch = parser_of(records)(json.dumps(records))
+    assert batch[key + "_text"].to_pylist() == [record[key] for record in records]
+    assert batch[key].null_count == len(records)
+    with pytest.raises(ValueError, match="`str`"):
+        parser_of(records)(json.dumps([PLAIN]))
 
 
 def test_records_of_a_kind_not_seen_yet_take_the_slow_way():

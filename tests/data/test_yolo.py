@@ -80,6 +80,10 @@ def test_a_bad_line_is_a_counted_record(root, line, status):
     assert set(table.problems.counts) == {status if status != "ok" else "unknown-category"} | (
         {"unknown-category"} if "line" in records_of(table)[0] else set()
     )
+    if "line" in records_of(table)[0]:
+        assert table.problems.examples["bad-box"] == [
+            f"annotation 1: the line {line!r} for image 'images/train/a.png' is no box"
+        ]
 
 
 def test_an_unreadable_image_keeps_its_lines(root):

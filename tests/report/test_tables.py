@@ -2,11 +2,13 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
 from malcli.report.tables import (
     attention_lines,
     clustering_table,
+    duration,
     eval_tables,
     fit_table,
     label_table,
@@ -172,3 +174,25 @@ def test_eval_shows_the_second_masks_beside_the_first():
 def test_differences_carry_their_sign():
     assert (signed(0.5), signed(-0.25, 2), signed(None)) == ("+0.500", "-0.25", "–")
     assert spread([-0.1, 0.2], 1, signs=True) == "-0.1 to +0.2"
+
+
+def test_a_dry_run_says_time_and_disk():
+    summary = {"counts": {"ok": 3}, "out": None, "seconds": {}}
+    sizes = {"json_mb": 12_345.6, "parquet_mb": 5000.0, "free_mb": 20_000.0}
+    text = text_of(
+        label_table(summary | {"estimate": sizes | {"boxes_per_s": None, "seconds": None}})
+    )
+    for part in ("12.3 GB as JSON", "20.0 GB are free", "may not fit", "--limit 50"):
+        assert part in " ".join(text.split())
+    known = sizes | {"free_mb": 90_000.0, "boxes_per_s": 28.0, "seconds": 7_290.0}
+    text = " ".join(text_of(label_table(summary | {"estimate": known})).split())
+    assert "about 2 h 1 min at 28.0 boxes/s" in text
+    assert "may not fit" not in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.2, "1 s"), (59, "59 s"), (90, "1 min 30 s"), (3600, "1 h 0 min"), (200_000, "2 d 7 h")],
+)
+def test_times_are_said_in_two_units(seconds, said):
+    assert duration(seconds) == said
