@@ -148,6 +148,7 @@ class Road:
         self.watch = watch
         self._workers = workers
         self._pool = ThreadPoolExecutor(workers, "malcli") if workers else None
+        self._free: list[NDArray[np.uint8]] = []  # crops that are done with
 
     def close(self) -> None:
         """End the threads."""
@@ -232,7 +233,12 @@ class Road:
 
     def _crop(self, rois: list[Roi]) -> tuple[list[Roi], NDArray[np.uint8]]:
         with self.watch.cpu("crop"):
-            return rois, crop_batch(rois, side_of(rois[0], self.rule.sides), self.rule.border)
+            side = side_of(rois[0], self.rule.sides)
+            try:
+                memory = self._free.pop()
+            except IndexError:  # asking first would race with the other threads
+                memory = None
+            return rois, crop_batch(rois, side, self.rule.border, memory)
 
     def _predict(
         self, batch: tuple[list[Roi], NDArray[np.uint8]]
@@ -241,7 +247,9 @@ class Road:
         rois, crops_BSS3 = batch
         with self.watch.wall("network"):
             try:
-                return rois, self.predictor(crops_BSS3, rois)
+                maps = self.predictor(crops_BSS3, rois)
+                self._free.append(crops_BSS3)
+                return rois, maps
             except torch.OutOfMemoryError:
                 if len(rois) > 1:
                     raise

@@ -54,10 +54,11 @@ def break_calls(task):
                 return call(*args, **kwargs)
             if len(seen) == number and number % 2 == 0:
                 os.kill(os.getpid(), task["signal"])
-            result = call(*args, **kwargs)
-            if len(seen) == number and number % 2:
-                os.kill(os.getpid(), task["signal"])
-            return result
+            try:
+                return call(*args, **kwargs)
+            finally:  # also where the call fails, as mkdir of a folder that is there
+                if len(seen) == number and number % 2:
+                    os.kill(os.getpid(), task["signal"])
 
         setattr(module, name, broken)
 
