@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -23,6 +24,8 @@ from malcli.errors import ConfigError
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 POLL_SECONDS = 0.1
 END_SECONDS = 10.0
+STOPPED_SECONDS = 60.0  # for which a stopped process is waited for when all others have ended
+GRACE_SECONDS = 25.0  # between a signal and the end of a labelling process that does not heed it
 # The first process validates while the others wait; one that dies ends them without this.
 COLLECTIVE_TIMEOUT = timedelta(hours=3)
 ACCELERATE_NAMES = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
@@ -116,7 +119,9 @@ def start_processes(count: int, arguments: Sequence[str], together: bool) -> int
         if failed and not codes[0]:
             logs[failed].seek(0)
             sys.stderr.write(logs[failed].read())
-        return codes[failed] if codes[failed] >= 0 else 128 - codes[failed]
+        if codes[failed] < 0:
+            return 128 + (stop.signum or -codes[failed])
+        return codes[failed]
 
 
 def _rank_environment(rank: int, count: int, port: int) -> dict[str, str]:
@@ -147,18 +152,45 @@ def _free_port() -> int:
 
 def _wait(children: list["subprocess.Popen[bytes]"], stop: StopFlag, together: bool) -> list[int]:
     """Return the exit codes, the first failure's alone where it ended the others."""
-    passed_on = 0
-    while any(child.poll() is None for child in children):
-        if stop.signum and not passed_on:
-            passed_on = stop.signum
-            for child in children:
+    told = idle = None  # since when a signal is passed on, and since when all that run are stopped
+    while running := [child for child in children if child.poll() is None]:
+        now = time.monotonic()
+        if stop.signum and told is None:
+            told = now
+            for child in running:
                 child.send_signal(stop.signum)
+                child.send_signal(signal.SIGCONT)  # a stopped process would not hear the other one
         failed = [child.returncode for child in children if child.returncode]
-        if together and failed and not passed_on:
+        if together and failed and told is None:
             return [_end(child) if child.returncode is None else child.returncode or 0
                     for child in children]  # fmt: skip
+        if told is not None and not together and now - told > GRACE_SECONDS:
+            _kill(running, children, f"did not end {GRACE_SECONDS:.0f} s after the signal")
+        idle = (idle or now) if all(_is_stopped(child.pid) for child in running) else None
+        if idle is not None and now - idle > STOPPED_SECONDS:
+            _kill(running, children, f"is stopped, and was waited for {STOPPED_SECONDS:.0f} s")
         time.sleep(POLL_SECONDS)
     return [child.returncode or 0 for child in children]
+
+
+def _is_stopped(pid: int) -> bool:
+    """Return whether a process is stopped, as by SIGSTOP; False where the system does not tell."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[:1] in (["T"], ["t"])
+
+
+def _kill(
+    some: list["subprocess.Popen[bytes]"], children: list["subprocess.Popen[bytes]"], why: str
+) -> None:
+    """End processes that do nothing any more, and say so."""
+    for child in some:
+        rank, count = children.index(child), len(children)
+        sys.stderr.write(f"malcli: process {rank} of {count} {why}; it is ended\n")
+        child.kill()
+        child.wait()
 
 
 def _end(child: "subprocess.Popen[bytes]") -> int:

@@ -26,6 +26,9 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+# `label` loads these late; here each fork would, which takes seconds.
+import malcli.engine.batch_size
+import malcli.engine.begin  # noqa: F401
 from malcli.cli.main import main
 from malcli.engine import parts
 from malcli.engine.parts import PartFolder
