@@ -47,8 +47,8 @@ class LabelResult:
         counts: Boxes by status: of the whole job once it is merged, before that of this share.
         out: The output; None for a dry run.
         merged: Whether the output is there.
-        seconds: CPU seconds by stage, summed over workers; time that passes for network and wait.
-        boxes_per_s: Boxes that this start labelled or skipped, over its time; 0 if none.
+        seconds: CPU seconds by stage, of all workers; time that passes for network and wait.
+        labelled: Boxes that this start labelled or skipped, and the seconds that it took.
         problems: What is wrong with which records.
         checkpoint: The file that labelled; None if none was needed.
     """
@@ -57,9 +57,14 @@ class LabelResult:
     out: Path | None = None
     merged: bool = False
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
-    boxes_per_s: float = 0.0
+    labelled: tuple[int, float] = (0, 0.0)
     problems: Problems = field(default_factory=Problems)
     checkpoint: Path | None = None
+
+    @property
+    def boxes_per_s(self) -> float:
+        """Rate of this start; 0 if it had nothing to do."""
+        return self.labelled[0] / (self.labelled[1] or 1.0)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, and the most memory that this process held so far."""
@@ -84,9 +89,6 @@ def label(config: LabelConfig) -> LabelResult:
 
     Every annotation of the input is in the output, in order, with a status. Equal jobs give equal
     bytes, whatever the shards, processes and interruptions.
-
-    Args:
-        config: The settings.
 
     Returns:
         Counts by status; `merged` is false while parts of other shards are missing.
@@ -174,8 +176,9 @@ class _Start:
         if config.merge:
             with _timed(self.result.seconds, "read"):
                 job = jobs.job_to_merge(config, self.out)
-            names = ("categories", "limit", "format")
-            kept: dict[str, Any] = {name: job.settings.get(name) for name in names}
+            kept: dict[str, Any] = {
+                n: job.settings.get(n) for n in ("categories", "limit", "format")
+            }
             self.config = dataclasses.replace(config, **kept)
             return job
         checkpoint = self.result.checkpoint = locate_checkpoint(config.checkpoint)
@@ -257,7 +260,7 @@ class _Start:
         watch = Watch(self.result.seconds)
         loaded = self._checkpoint()
         road = open_road(self.config, manifest, loaded, parts.table, folder, watch)
-        # All local processes together: the first one's line is the only one that is seen.
+        # All local processes together: only the first one's line is seen.
         shard = range(len(parts))[survey.share_of(self.config.shard, {})]
         crew = Crew(parts, set(shard) - set(mine))
         total, own, left = (sum(len(parts.rows(i)) for i in some) for some in (shard, mine, todo))
@@ -271,7 +274,7 @@ class _Start:
                     self._stop_here(parts)
         finally:
             road.close()
-        self.result.boxes_per_s = left / (time.monotonic() - start)
+        self.result.labelled = (left, time.monotonic() - start)
         survey.report_problems(parts.table.problems, survey.FILE_KINDS)
 
     def _label_part(

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+from malcli.engine.crew import RESULTS
 from malcli.engine.doctor import auto_precision, unsupported_gpu_message
 from malcli.engine.signals import StopFlag
 from malcli.errors import ConfigError
@@ -83,7 +84,9 @@ def make_accelerator(device: torch.device, precision: str) -> Accelerator:
     )
 
 
-def start_processes(count: int, arguments: Sequence[str], together: bool) -> int:
+def start_processes(
+    count: int, arguments: Sequence[str], together: bool, results: Path | None = None
+) -> int:
     """Run a command in `count` local processes and return its exit code.
 
     Each gets its rank in the environment, as torchrun and accelerate launch give it. Only the
@@ -93,14 +96,16 @@ def start_processes(count: int, arguments: Sequence[str], together: bool) -> int
         count: Number of processes.
         arguments: The command line after `malcli`.
         together: One that fails ends the others too, for work with collectives.
+        results: Folder where the processes may leave their results; see `crew.hand_in`.
     """
+    shared = {} if results is None else {RESULTS: str(results)}
     with contextlib.ExitStack() as stack, StopFlag() as stop:
         logs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(count)]
         port = _free_port()
         children = [
             subprocess.Popen(
                 [sys.executable, "-m", "malcli", *arguments],
-                env={**os.environ, **_rank_environment(rank, count, port)},
+                env={**os.environ, **shared, **_rank_environment(rank, count, port)},
                 stderr=None if rank == 0 else logs[rank],
                 start_new_session=True,  # a terminal's Ctrl-C comes through `stop`, once
             )
