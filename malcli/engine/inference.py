@@ -25,7 +25,7 @@ from malcli.data.images import BadImage, ImageFolder, decode_image, resolve
 from malcli.data.rois import Roi, crop_batch, image_rois
 from malcli.engine.adaptive import crop_sides, same_sided, side_of
 from malcli.engine.jobs import Manifest
-from malcli.engine.launch import choose_device, choose_precision
+from malcli.engine.launch import choose_compile, choose_device, choose_precision
 from malcli.engine.parts import Outcome
 from malcli.engine.predictor import LabelRule, Predictor
 from malcli.engine.survey import workers_of
@@ -123,7 +123,8 @@ def open_predictor(config: LabelConfig, manifest: Manifest, checkpoint: Checkpoi
     )
     device = choose_device(config.device)
     precision = choose_precision(manifest.precision, device)
-    return Predictor(checkpoint, rule, device, precision)
+    compiled = choose_compile(config.compile, device)
+    return Predictor(checkpoint, rule, device, precision, compiled)
 
 
 class Road:

@@ -150,7 +150,9 @@ class _Start:
         if jobs.is_finished(self.out, job):
             log(f"{self.out}: this job was finished before; nothing to label")
             return self._finished(job)
-        manifest = self._unfinished(job)
+        manifest = jobs.find_unfinished(job, self.out, self.config.overwrite)
+        if self.config.resume and manifest is None:
+            log(f"{self.out}: nothing to resume; starting")
         with _timed(self.result.seconds, "read"):
             table, folder = survey.open_data(self.config)
             self.result.problems = table.problems
@@ -190,13 +192,6 @@ class _Start:
             jobs.refuse_other(job, jobs.read_stamp(self.out), self.out)
         return job
 
-    def _unfinished(self, job: Job) -> Manifest | None:
-        """Return how the job was begun, if it was; another job's parts are refused."""
-        manifest = jobs.find_unfinished(job, self.out, self.config.overwrite)
-        if self.config.resume and manifest is None:
-            log(f"{self.out}: nothing to resume; starting")
-        return manifest
-
     def _finished(self, job: Job) -> LabelResult:
         """Return the counts that the output states; removes parts that a kill may have left."""
         jobs.remove_parts_of(self.out, job)
@@ -212,8 +207,8 @@ class _Start:
     def _check_plan(self, manifest: Manifest, parts: PartFolder) -> None:
         if (manifest.boxes, manifest.parts) != (parts.table.boxes.num_rows, len(parts)):
             raise OutputError(
-                f"{parts.path}: its plan is that of another version of malcli; finish the job with "
-                f"that version, or start anew with --overwrite"
+                f"{parts.path}: planned by another version of malcli; finish it with that one, or "
+                f"start anew with --overwrite"
             )
 
     def _begin(self, job: Job, parts: PartFolder, folder: ImageFolder) -> Manifest:
@@ -319,8 +314,8 @@ class _Start:
         """Raise Interrupted if a signal came."""
         if self.stop.signum:
             name = signal.Signals(self.stop.signum).name
-            message = f"stopped by {name}; finished parts are kept in {parts.path}; resume with: "
-            raise Interrupted(message + command_of(self.config, "label"), self.stop.signum)
+            said = f"stopped by {name}; finished parts are kept in {parts.path}; resume with: "
+            raise Interrupted(said + command_of(self.config, "label"), self.stop.signum)
 
     def _end(self, job: Job, manifest: Manifest, parts: PartFolder, mine: list[int]) -> LabelResult:
         """Merge if all parts are there; else count this share's boxes."""
