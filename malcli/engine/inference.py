@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from typing import TypeVar
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -150,9 +151,12 @@ class Road:
         self._workers = workers
         self._pool = ThreadPoolExecutor(workers, "malcli") if workers else None
         self._free: list[NDArray[np.uint8]] = []  # crops that are done with
+        self._cv2_threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)  # the threads here keep the cores busy; OpenCV's own only wait
 
     def close(self) -> None:
         """End the threads."""
+        cv2.setNumThreads(self._cv2_threads)
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
 
