@@ -470,6 +470,11 @@ class LabelConfig(ImageConfig):
         high=1,
     )
     batch_size: str = setting("auto", "Crops per network call, or auto.", panel=RUN)
+    compile: bool = setting(
+        False,
+        "Compile the network (GPUs of compute capability 8.0 or later; its gain is not measured).",
+        panel=RUN,
+    )
     review: Path | None = setting(None, "CSV of the least sure masks.", panel=OUTPUT)
     report: Path | None = setting(None, "HTML page with pictures.", panel=OUTPUT)
 

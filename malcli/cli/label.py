@@ -1,15 +1,12 @@
 """`malcli label`: a mask for every box."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from malcli.cli.options import Common, add_command
-from malcli.cli.output import print_rich, run_engine, show, start_processes
+from malcli.cli.output import is_first, print_json, print_rich, run_engine, start_processes
 from malcli.config import LabelConfig
-
-if TYPE_CHECKING:
-    from malcli.engine.label import LabelResult
 
 
 def register(app: typer.Typer) -> None:
@@ -19,17 +16,24 @@ def register(app: typer.Typer) -> None:
 
 def run(values: dict[str, Any], common: Common) -> None:
     """Make a mask for every box."""
+    from malcli.engine.crew import combine, hand_in
     from malcli.engine.label import label
     from malcli.engine.survey import resolve_label
 
     config = resolve_label(values, common.recipe)
     if not (config.dry_run or config.merge):
-        start_processes(config, together=False)
-    show(run_engine(lambda: label(config), common.quiet), common.json, print_label)
+        start_processes(config, together=False, combined=lambda some: tell(combine(some), common))
+    result = run_engine(lambda: label(config), common.quiet)
+    summary = result.to_json()
+    if not hand_in(summary, result.labelled) and is_first():
+        tell(summary, common)
 
 
-def print_label(result: "LabelResult") -> None:
+def tell(summary: dict[str, Any], common: Common) -> None:
     """Print counts per status, then where the time went."""
+    if common.json:
+        print_json(summary)
+        return
     from malcli.report.tables import label_table
 
-    print_rich(label_table(result.to_json()))
+    print_rich(label_table(summary))

@@ -4,7 +4,9 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import typer
@@ -44,17 +46,29 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def start_processes(config: ImageConfig, together: bool) -> None:
+def start_processes(
+    config: ImageConfig,
+    together: bool,
+    combined: Callable[[list[dict[str, Any]]], None] | None = None,
+) -> None:
     """Run the command in `num_processes` processes, where that is wanted, and exit with them.
 
     Args:
         config: Its `num_processes`; processes that have a rank are left alone.
         together: One that fails ends the others too.
+        combined: Gets what the processes handed in, if any did; without it the first one prints.
     """
     if config.num_processes > 1 and "RANK" not in os.environ:
         from malcli.engine.launch import start_processes as start
 
-        raise typer.Exit(start(config.num_processes, sys.argv[1:], together))
+        if combined is None:
+            raise typer.Exit(start(config.num_processes, sys.argv[1:], together))
+        with tempfile.TemporaryDirectory(prefix="malcli-") as folder:
+            code = start(config.num_processes, sys.argv[1:], together, Path(folder))
+            found = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
+        if found:
+            combined(found)
+        raise typer.Exit(code)
 
 
 def show(result: AnyResult, as_json: bool, table: Callable[[AnyResult], None]) -> None:

@@ -340,7 +340,8 @@ def _to_rgb(path: Path, image: Image.Image) -> NDArray[np.uint8]:
         return np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2)
     if image.mode == "F":
         raise BadImage("bad-image", f"{path}: its pixels are floats of unknown range")
-    return np.array(image.convert("RGB"))
+    # Converting RGB to RGB copies the image once more.
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _line(error: Exception) -> str:

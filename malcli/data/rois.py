@@ -3,6 +3,7 @@
 Knows nothing of networks; draws nothing at random (training's crops are in `training.py`).
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -110,9 +111,26 @@ def _exact_roi(
     return roi, window
 
 
-def crop_batch(rois: Sequence[Roi], crop_size: int, border: str = "reflect") -> NDArray[np.uint8]:
-    """Return the crops of RoIs, (B, S, S, 3) uint8 RGB; `border` as in `crop_roi`."""
-    crops_BSS3 = np.empty((len(rois), crop_size, crop_size, 3), dtype=np.uint8)
+def crop_batch(
+    rois: Sequence[Roi],
+    crop_size: int,
+    border: str = "reflect",
+    memory: NDArray[np.uint8] | None = None,
+) -> NDArray[np.uint8]:
+    """Return the crops of RoIs, (B, S, S, 3) uint8 RGB.
+
+    Args:
+        rois: The boxes.
+        crop_size: Side of the crops, pixels.
+        border: As in `crop_roi`.
+        memory: Crops that are done with, whose memory is used again where it is large enough: a
+            page that the process has already is much cheaper than a new one.
+    """
+    shape = (len(rois), crop_size, crop_size, 3)
+    count = math.prod(shape)
+    if memory is None or memory.size < count:
+        memory = np.empty(count, dtype=np.uint8)
+    crops_BSS3 = memory.reshape(-1)[:count].reshape(shape)
     for crop, roi in zip(crops_BSS3, rois, strict=True):
         crop_roi(roi.image, roi.roi, crop_size, border, out=crop)
     return crops_BSS3

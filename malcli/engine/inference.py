@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from typing import TypeVar
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from malcli.data.images import BadImage, ImageFolder, decode_image, resolve
 from malcli.data.rois import Roi, crop_batch, image_rois
 from malcli.engine.adaptive import crop_sides, same_sided, side_of
 from malcli.engine.jobs import Manifest
-from malcli.engine.launch import choose_device, choose_precision
+from malcli.engine.launch import choose_compile, choose_device, choose_precision
 from malcli.engine.parts import Outcome
 from malcli.engine.predictor import LabelRule, Predictor
 from malcli.engine.survey import workers_of
@@ -123,7 +124,8 @@ def open_predictor(config: LabelConfig, manifest: Manifest, checkpoint: Checkpoi
     )
     device = choose_device(config.device)
     precision = choose_precision(manifest.precision, device)
-    return Predictor(checkpoint, rule, device, precision)
+    compiled = choose_compile(config.compile, device)
+    return Predictor(checkpoint, rule, device, precision, compiled)
 
 
 class Road:
@@ -148,9 +150,13 @@ class Road:
         self.watch = watch
         self._workers = workers
         self._pool = ThreadPoolExecutor(workers, "malcli") if workers else None
+        self._free: list[NDArray[np.uint8]] = []  # crops that are done with
+        self._cv2_threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)  # the threads here keep the cores busy; OpenCV's own only wait
 
     def close(self) -> None:
         """End the threads."""
+        cv2.setNumThreads(self._cv2_threads)
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
 
@@ -232,7 +238,12 @@ class Road:
 
     def _crop(self, rois: list[Roi]) -> tuple[list[Roi], NDArray[np.uint8]]:
         with self.watch.cpu("crop"):
-            return rois, crop_batch(rois, side_of(rois[0], self.rule.sides), self.rule.border)
+            side = side_of(rois[0], self.rule.sides)
+            try:
+                memory = self._free.pop()
+            except IndexError:  # asking first would race with the other threads
+                memory = None
+            return rois, crop_batch(rois, side, self.rule.border, memory)
 
     def _predict(
         self, batch: tuple[list[Roi], NDArray[np.uint8]]
@@ -241,7 +252,9 @@ class Road:
         rois, crops_BSS3 = batch
         with self.watch.wall("network"):
             try:
-                return rois, self.predictor(crops_BSS3, rois)
+                maps = self.predictor(crops_BSS3, rois)
+                self._free.append(crops_BSS3)
+                return rois, maps
             except torch.OutOfMemoryError:
                 if len(rois) > 1:
                     raise

@@ -47,8 +47,8 @@ class LabelResult:
         counts: Boxes by status: of the whole job once it is merged, before that of this share.
         out: The output; None for a dry run.
         merged: Whether the output is there.
-        seconds: CPU seconds by stage, summed over workers; time that passes for network and wait.
-        boxes_per_s: Boxes that this start labelled or skipped, over its time; 0 if none.
+        seconds: CPU seconds by stage, of all workers; time that passes for network and wait.
+        labelled: Boxes that this start labelled or skipped, and the seconds that it took.
         problems: What is wrong with which records.
         checkpoint: The file that labelled; None if none was needed.
         estimate: Of a dry run: what the job will take.
@@ -58,10 +58,15 @@ class LabelResult:
     out: Path | None = None
     merged: bool = False
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
-    boxes_per_s: float = 0.0
+    labelled: tuple[int, float] = (0, 0.0)
     problems: Problems = field(default_factory=Problems)
     checkpoint: Path | None = None
     estimate: dict[str, Any] | None = None
+
+    @property
+    def boxes_per_s(self) -> float:
+        """Rate of this start; 0 if it had nothing to do."""
+        return self.labelled[0] / (self.labelled[1] or 1.0)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, and the most memory that this process held so far."""
@@ -87,9 +92,6 @@ def label(config: LabelConfig) -> LabelResult:
 
     Every annotation of the input is in the output, in order, with a status. Equal jobs give equal
     bytes, whatever the shards, processes and interruptions.
-
-    Args:
-        config: The settings.
 
     Returns:
         Counts by status; `merged` is false while parts of other shards are missing.
@@ -143,7 +145,9 @@ class _Start:
         if jobs.is_finished(self.out, job):
             log(f"{self.out}: this job was finished before; nothing to label")
             return self._finished(job)
-        manifest = self._unfinished(job)
+        manifest = jobs.find_unfinished(job, self.out, self.config.overwrite)
+        if self.config.resume and manifest is None:
+            log(f"{self.out}: nothing to resume; starting")
         with _timed(self.result.seconds, "read"):
             table, folder = survey.open_data(self.config)
             self.result.problems = table.problems
@@ -169,8 +173,9 @@ class _Start:
         if config.merge:
             with _timed(self.result.seconds, "read"):
                 job = jobs.job_to_merge(config, self.out)
-            names = ("categories", "limit", "format")
-            kept: dict[str, Any] = {name: job.settings.get(name) for name in names}
+            kept: dict[str, Any] = {
+                n: job.settings.get(n) for n in ("categories", "limit", "format")
+            }
             self.config = dataclasses.replace(config, **kept)
             return job
         checkpoint = self.result.checkpoint = locate_checkpoint(config.checkpoint)
@@ -181,13 +186,6 @@ class _Start:
         if not config.overwrite:
             jobs.refuse_other(job, jobs.read_stamp(self.out), self.out)
         return job
-
-    def _unfinished(self, job: Job) -> Manifest | None:
-        """Return how the job was begun, if it was; another job's parts are refused."""
-        manifest = jobs.find_unfinished(job, self.out, self.config.overwrite)
-        if self.config.resume and manifest is None:
-            log(f"{self.out}: nothing to resume; starting")
-        return manifest
 
     def _finished(self, job: Job) -> LabelResult:
         """Return the counts that the output states; removes parts that a kill may have left."""
@@ -204,8 +202,8 @@ class _Start:
     def _check_plan(self, manifest: Manifest, parts: PartFolder) -> None:
         if (manifest.boxes, manifest.parts) != (parts.table.boxes.num_rows, len(parts)):
             raise OutputError(
-                f"{parts.path}: its plan is that of another version of malcli; finish the job with "
-                f"that version, or start anew with --overwrite"
+                f"{parts.path}: planned by another version of malcli; finish it with that one, or "
+                f"start anew with --overwrite"
             )
 
     def _begin(self, job: Job, parts: PartFolder, folder: ImageFolder) -> Manifest:
@@ -253,7 +251,7 @@ class _Start:
         watch = Watch(self.result.seconds)
         loaded = self._checkpoint()
         road = open_road(self.config, manifest, loaded, parts.table, folder, watch)
-        # All local processes together: the first one's line is the only one that is seen.
+        # All local processes together: only the first one's line is seen.
         shard = range(len(parts))[survey.share_of(self.config.shard, {})]
         crew = Crew(parts, set(shard) - set(mine))
         total, own, left = (sum(len(parts.rows(i)) for i in some) for some in (shard, mine, todo))
@@ -267,7 +265,7 @@ class _Start:
                     self._stop_here(parts)
         finally:
             road.close()
-        self.result.boxes_per_s = left / (time.monotonic() - start)
+        self.result.labelled = (left, time.monotonic() - start)
         remember_rate(self.config, left, self.result.boxes_per_s)
         survey.report_problems(parts.table.problems, survey.FILE_KINDS)
 
@@ -313,8 +311,8 @@ class _Start:
         """Raise Interrupted if a signal came."""
         if self.stop.signum:
             name = signal.Signals(self.stop.signum).name
-            message = f"stopped by {name}; finished parts are kept in {parts.path}; resume with: "
-            raise Interrupted(message + command_of(self.config, "label"), self.stop.signum)
+            said = f"stopped by {name}; finished parts are kept in {parts.path}; resume with: "
+            raise Interrupted(said + command_of(self.config, "label"), self.stop.signum)
 
     def _end(self, job: Job, manifest: Manifest, parts: PartFolder, mine: list[int]) -> LabelResult:
         """Merge if all parts are there; else count this share's boxes."""

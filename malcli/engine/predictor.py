@@ -25,6 +25,7 @@ from malcli.losses.crf import mean_field
 from malcli.model.checkpoint import Checkpoint
 from malcli.model.labeler import MaskLabeler
 
+BEYOND = 2  # cells: one neighbour, and one for what float32 makes of a box's edge
 SMALLEST_PROB = 1e-4  # stands for lower thresholds where a logit is needed
 
 
@@ -68,10 +69,16 @@ class Predictor:
         rule: How a mask is made.
         device: Where to.
         precision: `fp32`, `fp16` or `bf16`: the number format of the weights.
+        compiled: Let torch compile the networks at their first call.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, rule: LabelRule, device: torch.device, precision: str
+        self,
+        checkpoint: Checkpoint,
+        rule: LabelRule,
+        device: torch.device,
+        precision: str,
+        compiled: bool = False,
     ) -> None:
         """Move and cast the networks that the rule needs."""
         self.rule = rule
@@ -87,6 +94,11 @@ class Predictor:
             side: [_placed(one, device, self.dtype) for one in networks]
             for side, networks in _by_side(chosen, rule).items()
         }
+        if compiled:
+            for network in {
+                id(one): one for each in self.networks.values() for one in each
+            }.values():
+                network.compile()
         self.crf = {
             "zeta": float(checkpoint.settings.get("crf_zeta", 0.1)),
             "omega": float(checkpoint.settings.get("crf_omega", 1.0)),
@@ -148,15 +160,32 @@ class Predictor:
         unary_BSS, box_BSS = _grown(moved_BGG, side).sigmoid(), self._box_mask(rois, side)
         if self.rule.refine == "colour":
             unary_BSS = with_colour(unary_BSS, image_BCSS, box_BSS, bandwidth=self.colour_bandwidth)
-        return mean_field(
-            image_BCSS,
-            unary_BSS,
-            box_BSS,
+        rows, columns = self._needed(rois, side)
+        refined_BSS = torch.zeros((len(rois), side, side), device=self.device)
+        refined_BSS[:, rows, columns] = mean_field(
+            image_BCSS[..., rows, columns],
+            unary_BSS[:, rows, columns],
+            box_BSS[:, rows, columns],
             zeta=self.crf["zeta"],
             omega=self.crf["omega"],
             iterations=int(self.crf["iterations"]),
             include_self=bool(self.crf["include_self"]),
         )
+        return refined_BSS
+
+    def _needed(self, rois: Sequence[Roi], side: int) -> tuple[slice, slice]:
+        """Return the rows and columns of crops that their boxes and their boxes' neighbours take.
+
+        Beyond them the mean field has its lowest value from the start to the end.
+        """
+        if self.rule.geometry == "released":
+            return slice(0, side), slice(0, side)
+        frames = np.stack([roi_frame(roi.window.astype(np.float64), roi.roi) for roi in rois])
+        low = np.floor(frames[:, :2].min(axis=0) * side).astype(int) - BEYOND
+        high = np.ceil(frames[:, 2:].max(axis=0) * side).astype(int) + BEYOND
+        x0, y0 = np.maximum(low, 0).tolist()
+        x1, y1 = np.minimum(high, side).tolist()
+        return slice(y0, y1), slice(x0, x1)
 
 
 def _grown(logits_BGG: Tensor, side: int) -> Tensor:

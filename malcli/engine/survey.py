@@ -58,6 +58,7 @@ def result_settings(config: LabelConfig) -> dict[str, Any]:
         ConfigError: One of the settings cannot be understood.
     """
     values = {name: getattr(config, name) for name in RESULT_SETTINGS}
+    values["compile"] = config.compile or None  # rounds otherwise
     if config.threshold is not None:
         is_auto = config.threshold == AUTO
         values["threshold"] = AUTO if is_auto else list(parse_thresholds(config.threshold))

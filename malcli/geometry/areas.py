@@ -4,13 +4,13 @@ A pixel's area mean is four sums from the crop's corner to the pixel's corners, 
 the crop's own: exact, and cheaper than adding up the crop's values for each pixel anew.
 """
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from malcli.geometry.crops import paste_mask
-
-ROWS = 32  # of the window at a time, so that what is between fits into the processor's cache
 
 
 def paste_majority(
@@ -40,15 +40,32 @@ def paste_majority(
     row, below = _between(y - first_row, sums.shape[0])
     column, beyond = _between(x - first_column, sums.shape[1])
     half = 0.5 * (side / (y1 - y0)) * (side / (x1 - x0))
-    inside = np.empty((bottom - top, right - left), dtype=np.bool_)
-    for begin in range(0, len(inside), ROWS):
-        part = slice(begin, begin + ROWS + 1)
-        upper = sums[row[part]]
-        strips = np.diff(upper + below[part, None] * (sums[row[part] + 1] - upper), axis=0)
-        nearer = strips.take(column, axis=1)
-        tiles = np.diff(nearer + beyond * (strips.take(column + 1, axis=1) - nearer), axis=1)
-        np.greater(tiles, half, out=inside[begin : begin + ROWS])
+    # Rows are taken faster than columns.
+    strips_wh = cv2.transpose(_differences(sums, row, below))
+    tiles_wh = _differences(strips_wh, column, beyond)
+    inside: NDArray[np.bool_] = (tiles_wh > half).T
     return inside
+
+
+def _differences(
+    lines: NDArray[Any], before: NDArray[np.int64], share: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the differences of successive lines in between the given ones.
+
+    Args:
+        lines: (L, N) values.
+        before: (M,) which line comes before each.
+        share: (M,) of the way to the next line.
+
+    Returns:
+        (M - 1, N).
+    """
+    first = lines.take(before, axis=0)
+    step = lines.take(before + 1, axis=0)
+    step -= first
+    between = step * share[:, None]
+    between += first
+    return between[1:] - between[:-1]
 
 
 def _between(

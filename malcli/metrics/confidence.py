@@ -5,6 +5,7 @@ of it, with weights that were fitted once to IoUs with human masks. Also measure
 is. Knows nothing of files, images or networks.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,29 +51,41 @@ def evidence(
         each of the four sides of the box, their mean; `overlap`, at most 0.5: what lies in two
         boxes is often given to the wrong one. No threshold, size or refinement enters.
     """
-    prob = np.asarray(prob_GG, dtype=np.float64)
-    columns, rows = (_covered(box[axis], box[axis + 2], len(prob)) for axis in (0, 1))
-    weight = rows[:, None] * columns
-    inside = weight * prob
-    total = inside.sum()
-    certain = (inside * prob).sum() / total if total > 0 else 0.0
+    cells = len(prob_GG)
+    start, columns = _covered(float(box[0]) * cells, float(box[2]) * cells, cells)
+    first, rows = _covered(float(box[1]) * cells, float(box[3]) * cells, cells)
+    part = prob_GG[first : first + len(rows), start : start + len(columns)]
+    prob = np.asarray(part, dtype=np.float64)
+    # einsum adds in one order; what BLAS would do faster depends on its number of threads.
+    total = float((rows * np.einsum("ij,j->i", prob, columns)).sum())
+    squares = float((rows * np.einsum("ij,j->i", prob * prob, columns)).sum())
+    certain = squares / total if total > 0 else 0.0
     certain = min(max(certain, SMALLEST), 1 - SMALLEST)
     (top, bottom), (left, right) = _ends(rows), _ends(columns)
     part = prob[top : bottom + 1, left : right + 1]
     sides = (part[0].max(), part[-1].max(), part[:, 0].max(), part[:, -1].max())
     return {
-        "certainty": float(np.log(certain / (1 - certain))),
-        "fill": float(total / weight.sum()),
+        "certainty": math.log(certain / (1 - certain)),
+        "fill": total / float(rows.sum() * columns.sum()),
         "touch": float(sum(sides) / 4),
         "overlap": min(overlap, LARGEST_OVERLAP),
     }
 
 
-def _covered(low: float, high: float, cells: int) -> FloatArray:
-    """Return the share of each cell along an axis of [0, 1] that an interval covers."""
-    cell = np.arange(cells)
-    covered: FloatArray = np.minimum(high * cells, cell + 1) - np.maximum(low * cells, cell)
-    return np.clip(covered, 0, 1)
+def _covered(low: float, high: float, cells: int) -> tuple[int, FloatArray]:
+    """Return the first cell of an axis that [low, high] meets, and the shares of it and the next.
+
+    Args:
+        low: In cells, at least 0.
+        high: In cells, above `low`.
+        cells: Of the axis.
+    """
+    first = min(int(low), cells - 1)
+    last = max(min(math.ceil(high), cells), first + 1)
+    covered = np.ones(last - first)
+    covered[0] -= low - first
+    covered[-1] -= last - min(high, float(last))
+    return first, covered
 
 
 def _ends(covered: FloatArray) -> tuple[int, int]:
@@ -92,7 +105,7 @@ def predict_iou(found: Mapping[str, float], weights: Mapping[str, float] = WEIGH
     for name, weight in weights.items():
         if name != "intercept":
             logit += weight * found[name]
-    return float(1 / (1 + np.exp(-np.clip(logit, -60.0, 60.0))))
+    return 1 / (1 + math.exp(-min(max(logit, -60.0), 60.0)))
 
 
 def fit_weights(

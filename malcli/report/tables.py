@@ -275,13 +275,11 @@ def label_table(summary: Mapping[str, Any]) -> RenderableType:
     counts.add_row("all", f"{total:,}", "")
     if summary.get("out") is None:
         return Group(counts, *estimate_lines(summary.get("estimate")))
-    memory = summary.get("peak_memory_mb")
-    line = f"{summary.get('boxes_per_s') or 0:.1f} boxes/s"
-    line += f", at most {memory:.0f} MB" if memory else ""
-    parts: list[RenderableType] = [counts, f"{line}: {summary['out']}"]
-    if any(summary["seconds"].values()):
-        parts.insert(1, seconds_table(summary["seconds"]))
-    return Group(*parts)
+    rate, memory = summary.get("boxes_per_s"), summary.get("peak_memory_mb")
+    if not rate:  # finished before, or merged alone
+        return Group(counts, str(summary["out"]))
+    line = f"{rate:.1f} boxes/s" + (f", at most {memory:.0f} MB" if memory else "")
+    return Group(counts, seconds_table(summary["seconds"]), f"{line}: {summary['out']}")
 
 
 def estimate_lines(estimate: Mapping[str, Any] | None) -> list[str]:

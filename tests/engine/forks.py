@@ -26,6 +26,9 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+# `label` loads these late; here each fork would, which takes seconds.
+import malcli.engine.batch_size
+import malcli.engine.begin  # noqa: F401
 from malcli.cli.main import main
 from malcli.engine import parts
 from malcli.engine.parts import PartFolder
@@ -54,10 +57,11 @@ def break_calls(task):
                 return call(*args, **kwargs)
             if len(seen) == number and number % 2 == 0:
                 os.kill(os.getpid(), task["signal"])
-            result = call(*args, **kwargs)
-            if len(seen) == number and number % 2:
-                os.kill(os.getpid(), task["signal"])
-            return result
+            try:
+                return call(*args, **kwargs)
+            finally:  # also where the call fails, as mkdir of a folder that is there
+                if len(seen) == number and number % 2:
+                    os.kill(os.getpid(), task["signal"])
 
         setattr(module, name, broken)
 

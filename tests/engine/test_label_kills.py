@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from malcli.engine import launch
+
 PARTS = 5  # of the job
 FORKS = Path(__file__).with_name("forks.py")
 
@@ -186,4 +188,47 @@ def test_a_file_that_cannot_grow_is_one_line_and_exit_1(
     assert code == 1, forks.log.read_text()
     assert not out.exists()
     finish(forks, command(out), out, first)
+    assert equals_reference(out)
+
+
+ONE_OF_TWO = """
+import os, sys
+from malcli.cli.main import main
+from malcli.engine import parts
+parts.PART_BOXES = 6
+write = parts.PartFolder.write
+def writing(self, index, outcomes):
+    write(self, index, outcomes)
+    if os.environ["RANK"] == "{rank}":
+        os.kill(os.getpid(), {signum})
+parts.PartFolder.write = writing
+sys.argv[0] = "malcli"
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
+def test_one_of_two_processes_killed_or_stopped_loses_no_more_than_its_part(
+    forks, command, equals_reference, monkeypatch, tmp_path, capfd, rank, signum
+):
+    start = launch.subprocess.Popen
+    code = ONE_OF_TWO.format(rank=rank, signum=int(signum))
+
+    def starting(line, **options):
+        return start([line[0], "-c", code, *line[3:]], **options)
+
+    monkeypatch.setattr(launch.subprocess, "Popen", starting)
+    monkeypatch.setattr(launch, "STOPPED_SECONDS", 2.0)
+    out = tmp_path / "masks.json"
+    arguments = [str(one) for one in command(out)]
+    assert launch.start_processes(2, arguments, together=False) == 137
+    said = capfd.readouterr().err
+    assert f"process {rank} of 2 was ended by SIGKILL" in said
+    assert ("is stopped" in said) == (signum == signal.SIGSTOP)
+    theirs = set(range(1 - rank, PARTS, 2))
+    assert parts_of(out) == theirs | {rank}
+    monkeypatch.undo()
+    finish(forks, command(out), out, [])
     assert equals_reference(out)

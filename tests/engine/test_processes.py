@@ -63,11 +63,13 @@ def test_two_processes_that_accumulate_train_and_label_as_one(train_scenes, tmp_
         assert (double[key] - value).abs().max() < 1e-5 * scale, key
 
     boxes = ("--boxes", train_scenes.boxes, "--images", train_scenes.images, "--checkpoint", "one")
-    label = ("label", *boxes, "--device", "cpu")
+    label = ("label", *boxes, "--device", "cpu", "--json")
     single = malcli(*label, "--out", "one.json", folder=tmp_path)
     double = malcli(*label, "--num-processes", 2, "--out", "two.json", folder=tmp_path)
     assert (single.returncode, double.returncode) == (0, 0), single.stderr + double.stderr
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    single, double = json.loads(single.stdout), json.loads(double.stdout)
+    assert (double["counts"], double["merged"]) == (single["counts"], True)
 
 
 @pytest.mark.slow

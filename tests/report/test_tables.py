@@ -72,9 +72,14 @@ def test_label_shows_statuses_rate_and_seconds():
         assert part in text
 
 
-def test_nothing_labelled_is_shown_without_dividing_by_zero():
-    summary = {"counts": {}, "boxes_per_s": None, "seconds": {}, "out": "masks.json"}
-    assert "0.0 boxes/s" in text_of(label_table(summary))
+@pytest.mark.parametrize("rate", [None, 0.0])
+def test_nothing_labelled_has_no_rate_and_no_seconds(rate):
+    seconds = {"read": 0.01, "network": 0.0}
+    summary = {"counts": {}, "boxes_per_s": rate, "seconds": seconds, "out": "masks.json"}
+    text = text_of(label_table(summary))
+    assert "masks.json" in text
+    assert "boxes/s" not in text
+    assert "network" not in text
 
 
 def test_an_undefined_interval_is_blank():
