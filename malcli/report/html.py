@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from malcli.errors import OutputError
 from malcli.files import replacing
-from malcli.report.blocks import GENERATOR, gallery, page_of, problem_list, section, table
+from malcli.report.blocks import GENERATOR, gallery, jumps, page_of, problem_list, section, table
 from malcli.report.charts import Category, category_bars, iou_histograms
 from malcli.report.plots import Example
 from malcli.report.tables import IOU_ROWS, SIZES, at, methods, number, signed, spread, verdict
 
+SHORT_HASH = 12  # letters of a checkpoint's
 SECOND = " and <b class='second'>the second one</b>"
 
 
@@ -69,7 +70,9 @@ def eval_page(
     second = result.get("compare")
     lead = " ".join(verdict(result))
     parts = [f"<h1>malcli eval</h1><p class='lead'>{escape(lead)}</p>"]
-    sources = [f"{key}: {result[key]}" for key in ("gt", "pred", "checkpoint") if result.get(key)]
+    sources = [f"{key}: {result[key]}" for key in ("gt", "pred") if result.get(key)]
+    if result.get("checkpoint"):
+        sources.append(f"checkpoint: {str(result['checkpoint'])[:SHORT_HASH]}")
     sources += [f"second: {second['pred']}"] if second else []
     parts.append(f"<p class='dim'>{escape(' · '.join(sources))}</p>")
     if result.get("miou"):
@@ -91,6 +94,7 @@ def eval_page(
     ]
     parts.append(section("Mean IoU by category", category_bars(categories)))
     parts.append(section("Problems", problem_list(problems)))
+    parts.insert(2, jumps(parts))
     return page_of("malcli eval", parts)
 
 
@@ -121,6 +125,7 @@ def label_page(
     ]
     parts += [section(title, gallery(title, items)) for title, items in galleries.items()]
     parts.append(section("Problems", problem_list(problems)))
+    parts.insert(2, jumps(parts))
     return page_of("malcli label", parts)
 
 
