@@ -50,6 +50,7 @@ SIBLINGS = {f"cli.{name}": "options output" for name in COMMANDS} | {
     "geometry.polygons": "rle",
     "metrics.ap": "matching",
     "metrics.clustering": "miou",
+    "metrics.confidence": "score_weights",
     "metrics.miou": "matching shapes",
     "model.attention": "encoders",
     "model.decoders": "query",
