@@ -19,6 +19,7 @@ from malcli.data.formats import open_boxes, select
 from malcli.engine.compare import Comparison, compare_masks
 from malcli.engine.gallery import draw_galleries
 from malcli.engine.instances import (
+    Frame,
     Sides,
     checkpoint_of,
     open_predicted,
@@ -32,13 +33,16 @@ from malcli.errors import ConfigError
 from malcli.geometry.boxes import SIZE_NAMES
 from malcli.metrics.ap import ApResult, box_ap, frequency_ap, mask_ap, resample
 from malcli.metrics.miou import category_means, interval, resample_images
+from malcli.metrics.pairing import Instances
 from malcli.metrics.retention import retention
-from malcli.records import BoxTable, Problems
+from malcli.records import BoxTable, Problems, category_names
 from malcli.report.charts import Category
 from malcli.report.html import check_page, eval_page, write_page
 from malcli.report.progress import log
 
 AP_RESAMPLES = 200  # accumulating AP again costs more than a mean
+UNKNOWN_CATEGORY = "predictions of categories that --gt does not have (never right)"
+OTHER_NAME = "categories of another name than in --gt"
 IOU_METRICS = ("miou", "category_miou", "dice", "boundary_iou", "iou_over")
 
 
@@ -160,11 +164,33 @@ def read_sides(config: EvalConfig) -> Sides:
     with _masks(config) as path:
         source = open_predicted(path)
         predicted = read_predicted(source, frame, problems)
+    _compare_categories(source, frame, human, predicted, problems)
     if config.strict:
         refuse_problems(path, problems)
     for kind, examples in problems.examples.items():
         log(f"eval: {problems.counts[kind]} {kind}, such as {examples[0]}")
     return Sides(table, source, frame, human, predicted, problems)
+
+
+def _compare_categories(
+    source: BoxTable | Path,
+    frame: Frame,
+    human: Instances,
+    predicted: Instances,
+    problems: Problems,
+) -> None:
+    """Count predictions of categories that the human side does not have, or names otherwise.
+
+    Results of a trainer that counts from 0 look like bad results otherwise.
+    """
+    known = np.array([*frame.categories, *np.unique(human.category)])
+    for row in np.flatnonzero(~np.isin(predicted.category, known)):
+        problems.add(UNKNOWN_CATEGORY, f"category {predicted.category[row]}")
+    theirs = category_names(source.header) if isinstance(source, BoxTable) else {}
+    for number, name in theirs.items():
+        ours = frame.categories.get(number, name)
+        if ours.strip().lower() != name.strip().lower():
+            problems.add(OTHER_NAME, f"{number} is {name!a}, in --gt {ours!a}")
 
 
 @contextlib.contextmanager

@@ -115,7 +115,7 @@ def test_the_report_shows_what_improved_and_worsened(compare, tmp_path):
     compare(first, second, report=page)
     text = page.read_text()
     words = ("improved", "worsened")
-    improved, worsened = (text.index(f"Most {word} by the second") for word in words)
+    improved, worsened = (text.index(f">Most {word} by the second masks</h2>") for word in words)
     assert f"id {annotations[0]['id']}, " in text[improved:worsened]
     assert f"id {annotations[1]['id']}, " in text[worsened : text.index(">Worst</h2>")]
     assert "Most uncertain" not in text  # all scores are equal

@@ -378,3 +378,25 @@ def test_a_file_that_is_no_mask_file_is_refused_in_one_line(scenes, tmp_path, te
     with pytest.raises(DataFormatError, match=r"pred\.json") as caught:
         evaluate(EvalConfig(gt=scenes.instances, pred=path))
     assert "\n" not in str(caught.value)
+
+
+def test_categories_that_the_human_side_lacks_or_names_otherwise_are_told(scenes, tmp_path, capsys):
+    gt = json.loads(scenes.instances.read_text("utf-8"))
+    results = [
+        {key: one[key] for key in ("image_id", "category_id", "segmentation")} | {"score": 0.5}
+        for one in gt["annotations"]
+    ]
+    for one in results:
+        one["category_id"] -= 1  # a trainer that counts from 0
+    first = sum(one["category_id"] == 0 for one in results)
+    assert first
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(results), "utf-8")
+    evaluate(EvalConfig(gt=scenes.instances, pred=path, bootstrap=0))
+    assert f"{first} predictions of categories that --gt does not have" in capsys.readouterr().err
+    for one in gt["categories"]:
+        one["name"] = f" {one['name'].upper()}" if one["id"] > 1 else "zebra"
+    path.write_text(json.dumps(gt), "utf-8")
+    evaluate(EvalConfig(gt=scenes.instances, pred=path, bootstrap=0))
+    err = capsys.readouterr().err
+    assert "1 categories of another name than in --gt, such as 1 is 'zebra', in --gt" in err
