@@ -49,6 +49,7 @@ from malcli.records import records_of
 
 STAGES = ("read", "decode", "crop", "network", "paste", "encode", "wait")
 FOLDS, REPEATS = 5, 3
+RESAMPLES = 200
 WORTH = 0.002  # of rank correlation plus AUROC: less than this is not worth a weight
 WEIGHTS_FILE = Path(score_weights.__file__)
 BATCH = 16
@@ -153,7 +154,7 @@ def choose(columns: Columns) -> tuple[str, ...]:
         shorter = {name: tuple(one for one in names if one != name) for name in names}
         left = {name: worth(columns, rest) for name, rest in shorter.items()}
         name = max(left, key=left.__getitem__)
-        print(f"of {', '.join(names)}: {value:.4f}; without {name} {left[name]:.4f}")
+        print(f"of {', '.join(names)}: {value:.4f}; without {name} {left[name]:.4f}", flush=True)
         if left[name] < value - WORTH:
             break
         names, value = shorter[name], left[name]
@@ -163,7 +164,7 @@ def choose(columns: Columns) -> tuple[str, ...]:
 def fit(columns: Columns) -> dict[str, float]:
     """Choose evidence and fit its weights; print what cross-validation says of them."""
     names = choose(columns)
-    show("fitted, cross-validated", cross_validated(columns, names)[0], columns["iou"])
+    show("fitted, cross-validated", cross_validated(columns, names)[0], columns)
     evidence_NK = np.stack([columns[name] for name in names], axis=1)
     return fit_weights(evidence_NK, columns["iou"], names)
 
@@ -177,14 +178,30 @@ def write(weights: Mapping[str, float]) -> None:
     print(f"written to {WEIGHTS_FILE}")
 
 
-def show(title: str, score: NDArray[np.float64], iou: NDArray[np.float64]) -> None:
+def spread(score: NDArray[np.float64], columns: Columns) -> str:
+    """Return the 95 % intervals of rank correlation and AUROC over photographs."""
+    images, place = np.unique(columns["image"], return_inverse=True)
+    rows = [np.flatnonzero(place == number) for number in range(len(images))]
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(RESAMPLES):
+        drawn = np.concatenate([rows[n] for n in rng.integers(len(images), size=len(images))])
+        iou = columns["iou"][drawn]
+        found.append((spearman(score[drawn], iou), auroc(score[drawn], iou < POOR_IOU)))
+    low, high = np.nanpercentile(np.array(found, dtype=float), [2.5, 97.5], axis=0)
+    parts = zip(("Spearman", "AUROC"), low, high, strict=True)
+    return ", ".join(f"{name} {a:.3f} to {b:.3f}" for name, a, b in parts)
+
+
+def show(title: str, score: NDArray[np.float64], columns: Columns) -> None:
     """Print the measures of a score and its reliability diagram."""
+    iou = columns["iou"]
     found = measure_score(score, iou)
     gain = ", ".join(f"{float(s):.0%} {value:+.3f}" for s, value in found["gain"].items())
     print(
         f"{title}: {len(iou)} masks, mean IoU {found['mean_iou']:.3f}; Spearman "
         f"{found['spearman']:.3f}, AUROC (IoU < 0.6) {found['auroc']:.3f}, gap {found['gap']:.3f}; "
-        f"dropped {gain}"
+        f"dropped {gain} (95 % over photographs: {spread(score, columns)})"
     )
     for row in found["bins"]:
         bar = "#" * round(40 * row["iou"])
@@ -210,8 +227,8 @@ def main() -> None:
         weights = fit(measure(given.fit, *shared))
         print({name: round(value, 4) for name, value in weights.items()})
     columns = measure(given.gt, *shared)
-    show(f"{given.gt.name}, mean probability", columns["mean"], columns["iou"])
-    show(f"{given.gt.name}, malcli_score", scores_of(columns, weights), columns["iou"])
+    show(f"{given.gt.name}, mean probability", columns["mean"], columns)
+    show(f"{given.gt.name}, malcli_score", scores_of(columns, weights), columns)
     if given.fit and given.write:
         write(weights)
 

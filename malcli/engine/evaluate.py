@@ -32,6 +32,7 @@ from malcli.engine.scores import Scored, score_pairs
 from malcli.errors import ConfigError
 from malcli.geometry.boxes import SIZE_NAMES
 from malcli.metrics.ap import ApResult, box_ap, frequency_ap, mask_ap, resample
+from malcli.metrics.confidence import measure_score
 from malcli.metrics.miou import category_means, interval, resample_images
 from malcli.metrics.pairing import Instances
 from malcli.metrics.retention import retention
@@ -62,6 +63,7 @@ class EvalResult:
         intervals: The same nesting with [low, high].
         retention: {AP name: {value, low, high}}, per cent.
         comparison: The second file of masks.
+        score: How well the masks' scores tell their IoU, as `confidence.measure_score` has it.
         problems: Records that could not be used.
     """
 
@@ -76,6 +78,7 @@ class EvalResult:
     intervals: dict[str, Any] | None
     retention: dict[str, Any] | None = None
     comparison: Comparison | None = None
+    score: dict[str, Any] | None = None
     problems: Problems = field(default_factory=Problems)
 
     def to_json(self) -> dict[str, Any]:
@@ -89,6 +92,7 @@ class EvalResult:
             "intervals": self.intervals,
             "retention": self.retention,
             "compare": None if self.comparison is None else self.comparison.to_json(),
+            "score": self.score,
             "gt": str(self.gt),
             "pred": None if self.pred is None else str(self.pred),
             "checkpoint": self.checkpoint,
@@ -139,6 +143,7 @@ def evaluate(config: EvalConfig) -> EvalResult:
         intervals=_intervals(scored, aps, draws, frequency),
         retention=_retention(config, sides, aps["ap"], draws) if config.oracle else None,
         comparison=compared,
+        score=_score_quality(sides, scored) if scored else None,
         problems=sides.problems,
     )
     if config.report is not None:
@@ -191,6 +196,16 @@ def _compare_categories(
         ours = frame.categories.get(number, name)
         if ours.strip().lower() != name.strip().lower():
             problems.add(OTHER_NAME, f"{number} is {name!a}, in --gt {ours!a}")
+
+
+def _score_quality(sides: Sides, scored: Scored) -> dict[str, Any] | None:
+    """Return how well the scores tell the IoUs; None if all are equal or they are no shares."""
+    partner = scored.pairs.predicted
+    drawn = np.flatnonzero([j >= 0 and sides.predicted.rles[j] is not None for j in partner])
+    score = sides.predicted.score[partner[drawn]]
+    if len(np.unique(score)) < 2 or score.min() < 0 or score.max() > 1:
+        return None
+    return measure_score(score, scored.scores["pred"]["iou"][drawn])
 
 
 @contextlib.contextmanager

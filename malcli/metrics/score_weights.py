@@ -4,9 +4,13 @@ For each of `confidence.EVIDENCE` that cross-validation kept, and the intercept.
 """
 
 WEIGHTS = {
-    "intercept": -2.7075,
-    "certainty": 1.0996,
-    "fill": 2.1579,
-    "touch": -0.5258,
-    "overlap": -1.4528,
+    "intercept": -2.6382,
+    "certainty": 0.9497,
+    "fill": 1.8698,
+    "touch": -0.4011,
+    "overlap": -1.5658,
+    "edge": 0.3337,
+    "corner": -0.5017,
+    "texture": -0.1873,
+    "size": 0.1069,
 }

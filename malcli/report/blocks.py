@@ -73,6 +73,7 @@ th[aria-sort=descending] button::after { content: " ↓"; }
 .bars i { display: block; height: .8rem; background: var(--malcli); border-radius: .15rem; }
 .charts { display: grid; gap: 1rem 2rem;
   grid-template-columns: repeat(auto-fit, minmax(min(15rem, 100%), 1fr)); }
+.square { max-width: 20rem; }
 .charts > :first-child { grid-column: 1 / -1; max-width: 48rem; }
 .human { color: var(--human); } .malcli { color: var(--malcli); } .second { color: var(--second); }
 svg { display: block; width: 100%; }

@@ -14,9 +14,19 @@ from numpy.typing import NDArray
 from malcli.errors import OutputError
 from malcli.files import replacing
 from malcli.report.blocks import GENERATOR, gallery, jumps, page_of, problem_list, section, table
-from malcli.report.charts import Category, category_bars, iou_histograms
+from malcli.report.charts import Category, category_bars, iou_histograms, reliability
 from malcli.report.plots import Example
-from malcli.report.tables import IOU_ROWS, SIZES, at, methods, number, signed, spread, verdict
+from malcli.report.tables import (
+    IOU_ROWS,
+    SIZES,
+    at,
+    methods,
+    number,
+    score_line,
+    signed,
+    spread,
+    verdict,
+)
 
 SHORT_HASH = 12  # letters of a checkpoint's
 SECOND = " and <b class='second'>the second one</b>"
@@ -82,6 +92,8 @@ def eval_page(
     parts.append(section("Average precision", _ap_table(result)))
     if histograms:
         parts.append(section("IoU of the instances", iou_histograms(histograms)))
+    if result.get("score"):
+        parts.append(section("How well the score tells", _score_part(result["score"])))
     if galleries:
         parts.append(
             "<p>Pictures, left to right: <b class='human'>human mask</b>, <b class='malcli'>"
@@ -96,6 +108,14 @@ def eval_page(
     parts.append(section("Problems", problem_list(problems)))
     parts.insert(2, jumps(parts))
     return page_of("malcli eval", parts)
+
+
+def _score_part(quality: Mapping[str, Any]) -> str:
+    note = "Mean IoU by score; on the dashed line both are equal; pale where masks are few."
+    return (
+        f"<p>{escape(score_line(quality))}</p>{reliability(quality)}"
+        f"<p class='dim'>{escape(note)}</p>"
+    )
 
 
 def label_page(

@@ -127,8 +127,24 @@ def eval_tables(result: Mapping[str, Any]) -> RenderableType:
         parts.append(_retention_table(result["retention"]))
     if result.get("compare"):
         parts += [_compare_table(result), _changes_line(result["compare"])]
+    if result.get("score"):
+        parts.append(score_line(result["score"]))
     parts.append(" ".join(verdict(result)))
     return Group(*parts)
+
+
+def score_line(quality: Mapping[str, Any]) -> str:
+    """Return how well the masks' scores tell their IoU.
+
+    Args:
+        quality: What is inside `score` of `malcli eval --json`.
+    """
+    gains = [f"{100 * float(s):.0f} % {signed(gain)}" for s, gain in quality["gain"].items()]
+    return (
+        f"The score: rank correlation with the IoU {number(quality['spearman'])}, AUROC of IoU "
+        f"below 0.6 {number(quality['auroc'])}, mean distance from the IoU "
+        f"{number(quality['gap'])}; mean IoU without the least sure {', '.join(gains)}."
+    )
 
 
 def _ap_parts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
