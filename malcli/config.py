@@ -496,7 +496,10 @@ class EvalConfig(ImageConfig):
         source="paper, Fig. 5",
     )
     compare: Path | None = setting(
-        None, "A second file of masks, to see which instances got better and worse.", panel=DATA
+        None,
+        "A second file of the same kind as --pred: which instances got better and worse, or the "
+        "difference of AP.",
+        panel=DATA,
     )
     report: Path | None = setting(None, "HTML page with tables and pictures.", panel=OUTPUT)
     bootstrap: int = setting(

@@ -94,6 +94,7 @@ SIBLINGS = {f"cli.{name}": "options output" for name in COMMANDS} | {
     "model.student": "torchfile transformers_models transformers_student",
     "model.transformers_models": "transformers_student",
     "report.students": "tables",
+    "report.encoders": "tables",
     "report.charts": "tables",
     "report.html": "blocks charts plots tables",
     "report.blocks": "plots",

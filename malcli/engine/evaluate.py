@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from malcli.config import EvalConfig, LabelConfig
 from malcli.data.formats import open_boxes, select
-from malcli.engine.compare import Comparison, compare_masks
+from malcli.engine.compare import ApComparison, Comparison, compare_masks, compare_results
 from malcli.engine.gallery import draw_galleries
 from malcli.engine.instances import (
     Frame,
@@ -29,7 +29,6 @@ from malcli.engine.instances import (
     refuse_problems,
 )
 from malcli.engine.scores import Scored, score_pairs
-from malcli.errors import ConfigError
 from malcli.geometry.boxes import SIZE_NAMES
 from malcli.metrics.ap import ApResult, box_ap, frequency_ap, mask_ap, resample
 from malcli.metrics.confidence import measure_score
@@ -42,6 +41,10 @@ from malcli.report.html import check_page, eval_page, write_page
 from malcli.report.progress import log
 
 AP_RESAMPLES = 200  # accumulating AP again costs more than a mean
+LVIS_RULES = (
+    " by COCO's rules: 100 detections an image, and every image counts as fully annotated; LVIS's "
+    "own evaluation leaves out what its annotators did not look for, so its numbers are higher"
+)
 UNKNOWN_CATEGORY = "predictions of categories that --gt does not have (never right)"
 OTHER_NAME = "categories of another name than in --gt"
 IOU_METRICS = ("miou", "category_miou", "dice", "boundary_iou", "iou_over")
@@ -62,7 +65,7 @@ class EvalResult:
         counts: Instances, paired, missing, unmatched, crowd.
         intervals: The same nesting with [low, high].
         retention: {AP name: {value, low, high}}, per cent.
-        comparison: The second file of masks.
+        comparison: The second file of masks or detections.
         score: How well the masks' scores tell their IoU, as `confidence.measure_score` has it.
         problems: Records that could not be used.
     """
@@ -77,7 +80,7 @@ class EvalResult:
     counts: dict[str, int] | None
     intervals: dict[str, Any] | None
     retention: dict[str, Any] | None = None
-    comparison: Comparison | None = None
+    comparison: Comparison | ApComparison | None = None
     score: dict[str, Any] | None = None
     problems: Problems = field(default_factory=Problems)
 
@@ -120,17 +123,18 @@ def evaluate(config: EvalConfig) -> EvalResult:
     # A list of detections is not one mask for each box: AP alone.
     listed = not isinstance(sides.source, BoxTable)
     scored = None if listed else score_pairs(sides.human, sides.predicted, draws)
-    compared = None
-    if config.compare is not None:
-        if scored is None:
-            raise ConfigError(f"--compare: {config.pred} is a results list, which gives AP alone")
+    compared: Comparison | ApComparison | None = None
+    if config.compare is not None and scored is not None:
         compared = compare_masks(config, config.compare, sides, scored, draws)
-    log("eval: average precision")
+    log("eval: average precision" + (LVIS_RULES if listed and frequency else ""))
     again = bool(len(draws))
     aps = {
         "ap": mask_ap(sides.human, sides.predicted, images, boxes_too=listed, keep_cells=again),
         "box_ap": box_ap(sides.human, sides.predicted, images, keep_cells=again),
     }
+    if config.compare is not None and scored is None:
+        few = draws[:AP_RESAMPLES]
+        compared = compare_results(config, config.compare, sides, aps["ap"], few)
     result = EvalResult(
         gt=config.gt,
         pred=config.pred or config.masks,
@@ -272,12 +276,13 @@ def _write_report(
     histograms: dict[str, dict[str, NDArray[np.float64]]] = {}
     categories, galleries = [], {}
     if scored is not None and len(scored.pairs.human):
-        histograms = _histograms(scored, result.comparison)
+        second = result.comparison if isinstance(result.comparison, Comparison) else None
+        histograms = _histograms(scored, second)
         iou = scored.scores["pred"]["iou"]
         named = sides.frame.categories
         means = category_means(iou, sides.human.category[scored.pairs.human])
         categories = [Category(named.get(k, str(k)), *means[k]) for k in means]
-        galleries = draw_galleries(config, sides, scored, result.comparison)
+        galleries = draw_galleries(config, sides, scored, second)
     found = [("", sides.problems)]
     if result.comparison is not None:
         found.append(("--compare: ", result.comparison.problems))

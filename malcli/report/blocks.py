@@ -76,9 +76,9 @@ th[aria-sort=descending] button::after { content: " ↓"; }
 .square { max-width: 20rem; }
 .charts > :first-child { grid-column: 1 / -1; max-width: 48rem; }
 .human { color: var(--human); } .malcli { color: var(--malcli); } .second { color: var(--second); }
-svg { display: block; width: 100%; }
+svg { display: block; width: 100%; overflow: visible; }
 svg text { fill: var(--dim); font: 12px system-ui, sans-serif; }
-@media (max-width: 40rem) { .charts > :first-child svg text { font-size: 22px; } }
+@media (max-width: 40rem) { .charts > :first-child svg text { font-size: 18px; } }
 """
 # Without it everything is there to read; with it pictures open in a layer and tables sort.
 SCRIPT = """

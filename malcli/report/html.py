@@ -19,6 +19,7 @@ from malcli.report.plots import Example
 from malcli.report.tables import (
     IOU_ROWS,
     SIZES,
+    ap_gaps,
     at,
     methods,
     number,
@@ -88,7 +89,13 @@ def eval_page(
     if result.get("miou"):
         parts += [section("Against the baselines", _iou_table(result))]
     if second:
-        parts.append(section("Second masks against the first", _compare_table(result)))
+        if "better" in second:
+            parts.append(section("Second masks against the first", _compare_table(result)))
+        else:
+            heads = ["", "first", "second", "difference", "95 % interval, paired by image"]
+            parts.append(
+                section("Second detections against the first", table(heads, ap_gaps(result)))
+            )
     parts.append(section("Average precision", _ap_table(result)))
     if histograms:
         parts.append(section("IoU of the instances", iou_histograms(histograms)))
