@@ -13,6 +13,7 @@ test: check
 	$(BIN)/pytest -n 2 -m "not slow"
 
 test-slow: .venv/installed
+	$(BIN)/python -m pip install --quiet -e '.[students,readers,fast-eval]'
 	$(BIN)/pytest -n 2 -m slow
 
 demo: .venv/installed

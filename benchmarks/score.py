@@ -1,16 +1,22 @@
-"""How well `malcli_score` tells the IoU with human masks, beside the mean probability of the mask.
+"""How well `malcli_score` tells the IoU with human masks; and where its weights come from.
 
-    python benchmarks/score.py GT.json [--images DIR] [--checkpoint FILE] [--limit N] [--fit]
+    python benchmarks/score.py instances_val.json --images images
+    python benchmarks/score.py instances_val.json --images images --fit instances_train.json --write
 
-Labels the boxes of GT with the defaults of `malcli label`, compares with its human masks, and
-prints for both scores: rank correlation with the IoU, how well masks below 0.6 are told, the mean
-distance from the diagonal of the reliability diagram, what the mean IoU gains when the least sure
-tenth, fifth or third are dropped, and the diagram itself, as a bar of the mean IoU for each tenth
-of the score. `--fit` also prints the weights that GT's masks give, and their measures with
-cross-validation by image: how `malcli.metrics.confidence.WEIGHTS` were made.
+Labels the boxes of the file with the defaults of `malcli label`, compares with its human masks, and
+prints, for the mean probability in the mask and for the score: rank correlation with the IoU, how
+well masks below 0.6 are told, the mean distance from the diagonal of the reliability diagram, what
+the mean IoU gains when the least sure 10, 20 or 30 % are dropped, and the diagram itself, as a bar
+of the mean IoU for each tenth of the score.
+
+`--fit TRAIN` fits the weights anew, to TRAIN's masks alone: evidence is left out as long as that
+costs nothing in cross-validation by photograph, then the rest is fitted to all of TRAIN, and the
+first file is measured by these weights. `--write` puts them into malcli/metrics/score_weights.py.
+After a labeler that ships is trained anew, the second command is the one to run.
 """
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +27,31 @@ from malcli.config import LabelConfig
 from malcli.data.formats import open_boxes, select
 from malcli.data.images import find_images
 from malcli.data.rois import Roi
-from malcli.engine.inference import Road, Watch, open_predictor
+from malcli.engine.inference import Road, Watch, evidence_of, open_predictor
 from malcli.engine.jobs import Job, Manifest
 from malcli.engine.parts import Outcome
-from malcli.geometry.boxes import roi_frame
 from malcli.geometry.crops import paste_mask
 from malcli.geometry.rle import from_segmentation, paired_iou
-from malcli.metrics.confidence import EVIDENCE, evidence, fit_weights, measure_score, predict_iou
+from malcli.metrics import score_weights
+from malcli.metrics.confidence import (
+    EVIDENCE,
+    POOR_IOU,
+    auroc,
+    fit_weights,
+    measure_score,
+    predict_iou,
+    spearman,
+)
+from malcli.metrics.score_weights import WEIGHTS
 from malcli.model.checkpoint import load_checkpoint
 from malcli.model.locate import locate_checkpoint
 from malcli.records import records_of
 
 STAGES = ("read", "decode", "crop", "network", "paste", "encode", "wait")
-FOLDS = 5
+FOLDS, REPEATS = 5, 3
+RESAMPLES = 200
+WORTH = 0.002  # of rank correlation plus AUROC: less than this is not worth a weight
+WEIGHTS_FILE = Path(score_weights.__file__)
 BATCH = 16
 
 Columns = dict[str, NDArray[np.float64]]
@@ -44,16 +62,21 @@ class Recorder(Road):
 
     kept: dict[int, list[float]]
 
-    def _score(self, roi: Roi, prob_map: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
+    def _score(
+        self,
+        roi: Roi,
+        crop_SS3: NDArray[np.uint8],
+        prob_map: NDArray[np.float32],
+        mask: NDArray[np.bool_],
+    ) -> float:
         prob = paste_mask(prob_map, roi.roi, roi.window)
-        box = roi_frame(roi.window.astype(np.float64), roi.roi)
-        found = evidence(prob_map, box, roi.overlap)
+        found = evidence_of(roi, crop_SS3, prob_map)
         self.kept[roi.row] = [found[name] for name in EVIDENCE] + [float(prob[mask].mean())]
-        return super()._score(roi, prob_map, mask)
+        return super()._score(roi, crop_SS3, prob_map, mask)
 
 
 def measure(gt: Path, images: Path | None, checkpoint: Path | None, limit: int | None) -> Columns:
-    """Return columns of all labelled masks: evidence, `mean`, `score`, `iou` and `image`."""
+    """Return columns of all labelled masks: evidence, `mean`, `iou` and `image`."""
     table = select(open_boxes(gt), None, limit)
     folder = find_images(gt, table, images)
     loaded = load_checkpoint(locate_checkpoint(checkpoint))
@@ -79,34 +102,106 @@ def compared(table: Any, outcomes: list[Outcome], kept: dict[int, list[float]]) 
     ]
     names = (*EVIDENCE, "mean")
     columns = dict(zip(names, np.array([kept[row] for row in rows.tolist()]).T, strict=True))
-    columns["score"] = np.array([one.score for one in outcomes])
     columns["iou"] = paired_iou(human, made)
     columns["image"] = np.asarray(table.take(rows, "image")["image"]).astype(np.float64)
     return columns
 
 
-def cross_validated(columns: Columns) -> NDArray[np.float64]:
-    """Return scores of masks by weights that were fitted without the masks of their image."""
-    evidence_NK = np.stack([columns[name] for name in EVIDENCE], axis=1)
+def scores_of(columns: Columns, weights: Mapping[str, float]) -> NDArray[np.float64]:
+    """Return the scores of all masks by given weights."""
+    count = len(columns["iou"])
+    return np.array(
+        [
+            predict_iou({name: columns[name][row] for name in EVIDENCE}, weights)
+            for row in range(count)
+        ]
+    )
+
+
+def cross_validated(columns: Columns, names: Sequence[str]) -> NDArray[np.float64]:
+    """Return scores (REPEATS, N) by weights that were fitted without the masks of their image."""
+    evidence_NK = np.stack([columns[name] for name in names], axis=1)
     images, place = np.unique(columns["image"], return_inverse=True)
-    fold = np.random.default_rng(0).permutation(len(images))[place] % FOLDS
-    score = np.zeros(len(fold))
-    for number in range(FOLDS):
-        rest = fold != number
-        weights = fit_weights(evidence_NK[rest], columns["iou"][rest], EVIDENCE)
-        for row in np.flatnonzero(~rest):
-            score[row] = predict_iou(dict(zip(EVIDENCE, evidence_NK[row], strict=True)), weights)
+    score = np.zeros((REPEATS, len(place)))
+    for repeat in range(REPEATS):
+        fold = np.random.default_rng(repeat).permutation(len(images))[place] % FOLDS
+        for number in range(FOLDS):
+            rest = fold != number
+            weights = fit_weights(evidence_NK[rest], columns["iou"][rest], names)
+            of_fold = {name: columns[name][~rest] for name in (*EVIDENCE, "iou")}
+            score[repeat, ~rest] = scores_of(of_fold, weights)
     return score
 
 
-def show(title: str, score: NDArray[np.float64], iou: NDArray[np.float64]) -> None:
+def worth(columns: Columns, names: Sequence[str]) -> float:
+    """Return rank correlation plus AUROC of some evidence, cross-validated."""
+    iou = columns["iou"]
+    return float(
+        np.mean(
+            [
+                (spearman(score, iou) or 0) + (auroc(score, iou < POOR_IOU) or 0)
+                for score in cross_validated(columns, names)
+            ]
+        )
+    )
+
+
+def choose(columns: Columns) -> tuple[str, ...]:
+    """Return the evidence that cross-validation keeps, dropping the least useful first."""
+    names = EVIDENCE
+    value = worth(columns, names)
+    while len(names) > 1:
+        shorter = {name: tuple(one for one in names if one != name) for name in names}
+        left = {name: worth(columns, rest) for name, rest in shorter.items()}
+        name = max(left, key=left.__getitem__)
+        print(f"of {', '.join(names)}: {value:.4f}; without {name} {left[name]:.4f}", flush=True)
+        if left[name] < value - WORTH:
+            break
+        names, value = shorter[name], left[name]
+    return names
+
+
+def fit(columns: Columns) -> dict[str, float]:
+    """Choose evidence and fit its weights; print what cross-validation says of them."""
+    names = choose(columns)
+    show("fitted, cross-validated", cross_validated(columns, names)[0], columns)
+    evidence_NK = np.stack([columns[name] for name in names], axis=1)
+    return fit_weights(evidence_NK, columns["iou"], names)
+
+
+def write(weights: Mapping[str, float]) -> None:
+    """Put weights into malcli's source."""
+    text = WEIGHTS_FILE.read_text(encoding="utf-8")
+    lines = "".join(f'    "{name}": {value:.4f},\n' for name, value in weights.items())
+    begin = text.index("WEIGHTS = {")
+    WEIGHTS_FILE.write_text(f"{text[:begin]}WEIGHTS = {{\n{lines}}}\n", encoding="utf-8")
+    print(f"written to {WEIGHTS_FILE}")
+
+
+def spread(score: NDArray[np.float64], columns: Columns) -> str:
+    """Return the 95 % intervals of rank correlation and AUROC over photographs."""
+    images, place = np.unique(columns["image"], return_inverse=True)
+    rows = [np.flatnonzero(place == number) for number in range(len(images))]
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(RESAMPLES):
+        drawn = np.concatenate([rows[n] for n in rng.integers(len(images), size=len(images))])
+        iou = columns["iou"][drawn]
+        found.append((spearman(score[drawn], iou), auroc(score[drawn], iou < POOR_IOU)))
+    low, high = np.nanpercentile(np.array(found, dtype=float), [2.5, 97.5], axis=0)
+    parts = zip(("Spearman", "AUROC"), low, high, strict=True)
+    return ", ".join(f"{name} {a:.3f} to {b:.3f}" for name, a, b in parts)
+
+
+def show(title: str, score: NDArray[np.float64], columns: Columns) -> None:
     """Print the measures of a score and its reliability diagram."""
+    iou = columns["iou"]
     found = measure_score(score, iou)
     gain = ", ".join(f"{float(s):.0%} {value:+.3f}" for s, value in found["gain"].items())
     print(
         f"{title}: {len(iou)} masks, mean IoU {found['mean_iou']:.3f}; Spearman "
         f"{found['spearman']:.3f}, AUROC (IoU < 0.6) {found['auroc']:.3f}, gap {found['gap']:.3f}; "
-        f"dropped {gain}"
+        f"dropped {gain} (95 % over photographs: {spread(score, columns)})"
     )
     for row in found["bins"]:
         bar = "#" * round(40 * row["iou"])
@@ -123,15 +218,19 @@ def main() -> None:
     parser.add_argument("--images", type=Path)
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--limit", type=int)
-    parser.add_argument("--fit", action="store_true")
+    parser.add_argument("--fit", type=Path, metavar="TRAIN")
+    parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
-    columns = measure(given.gt, given.images, given.checkpoint, given.limit)
-    show("mean probability", columns["mean"], columns["iou"])
-    show("malcli_score", columns["score"], columns["iou"])
+    shared = given.images, given.checkpoint, given.limit
+    weights: Mapping[str, float] = WEIGHTS
     if given.fit:
-        show("fitted here, cross-validated", cross_validated(columns), columns["iou"])
-        evidence_NK = np.stack([columns[name] for name in EVIDENCE], axis=1)
-        print(fit_weights(evidence_NK, columns["iou"], EVIDENCE))
+        weights = fit(measure(given.fit, *shared))
+        print({name: round(value, 4) for name, value in weights.items()})
+    columns = measure(given.gt, *shared)
+    show(f"{given.gt.name}, mean probability", columns["mean"], columns)
+    show(f"{given.gt.name}, malcli_score", scores_of(columns, weights), columns)
+    if given.fit and given.write:
+        write(weights)
 
 
 if __name__ == "__main__":

@@ -524,7 +524,10 @@ class EvalConfig(ImageConfig):
         source="paper, Fig. 5",
     )
     compare: Path | None = setting(
-        None, "A second file of masks, to see which instances got better and worse.", panel=DATA
+        None,
+        "A second file of the same kind as --pred: which instances got better and worse, or the "
+        "difference of AP.",
+        panel=DATA,
     )
     report: Path | None = setting(None, "HTML page with tables and pictures.", panel=OUTPUT)
     bootstrap: int = setting(
@@ -596,19 +599,25 @@ class RetentionConfig:
     )
     student: str = setting(
         "maskrcnn_resnet50_fpn_v2",
-        "Student: torchvision's maskrcnn_resnet50_fpn_v2.",
+        "Student: torchvision's maskrcnn_resnet50_fpn_v2, or a Mask2Former or RF-DETR-Seg of "
+        "transformers: its id at the hub or a local folder.",
         panel=MODEL,
     )
     weights: str | None = setting(
         None,
-        "Local weight file of the student's backbone; 'none': random (default: from the hub).",
+        "Weights of the student's backbone: a local file of a ResNet-50, for transformers an id or "
+        "a local folder of a backbone; 'none': random (default: the hub's, the model's own).",
         panel=MODEL,
     )
     boxes_only: bool = setting(
         False, "Train a third student without masks, for its box AP (App. A.3).", panel=MODEL
     )
     image_size: int = setting(
-        800, "Shorter side of the student's images, pixels.", panel=TRAIN, low=32, high=4096
+        800,
+        "Shorter side of the student's images, pixels; RF-DETR has its own.",
+        panel=TRAIN,
+        low=32,
+        high=4096,
     )
     max_image_size: int = setting(
         1333, "Longer side of the student's images, pixels.", panel=TRAIN, low=32, high=8192
@@ -618,8 +627,12 @@ class RetentionConfig:
         None, "Stop each student after this many steps.", panel=TRAIN, low=1
     )
     batch_size: int = setting(2, "Images per process and step.", panel=TRAIN, low=1)
-    lr: float = setting(
-        0.00125, "Peak learning rate of SGD per image of the global batch.", panel=TRAIN, low=0.0
+    lr: float | None = setting(
+        None,
+        "Peak learning rate per image of the global batch (default: 0.00125, SGD; students of "
+        "transformers: 6.25e-6, AdamW).",
+        panel=TRAIN,
+        low=0.0,
     )
     categories: str | None = setting(
         None, "Only these categories: names or ids, separated by commas.", panel=DATA

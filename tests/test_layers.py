@@ -51,6 +51,7 @@ SIBLINGS = {f"cli.{name}": "options output" for name in COMMANDS} | {
     "geometry.polygons": "rle",
     "metrics.ap": "matching",
     "metrics.clustering": "miou",
+    "metrics.confidence": "score_weights",
     "metrics.miou": "matching shapes",
     "model.attention": "encoders",
     "model.decoders": "query",
@@ -88,12 +89,14 @@ SIBLINGS = {f"cli.{name}": "options output" for name in COMMANDS} | {
     "engine.demo": "fit label evaluate",
     "engine.retention": "instances phase2 study",
     "engine.phase2": "failures launch student_results students study",
-    "engine.students": "batches runs",
+    "engine.students": "batches runs student_steps",
     "engine.student_results": "students",
     "engine.study": "instances jobs",
     "data.student_images": "images",
-    "model.student": "torchfile",
+    "model.student": "torchfile transformers_models transformers_student",
+    "model.transformers_models": "transformers_student",
     "report.students": "tables",
+    "report.encoders": "tables",
     "report.charts": "tables",
     "report.html": "blocks charts plots tables",
     "report.blocks": "plots",
@@ -112,7 +115,7 @@ SHARED = {
 TORCH_ALLOWED = re.compile(
     r"data\.(rois|augment|training)|model\..*|losses\..*"
     r"|engine\.(attention|batch_size|batches|demo|begin|doctor|encoding|failures|fit|inference|label|launch"
-    r"|objective|phase2|pictures|predictor|runs|schedule|student_results|students|thresholds"
+    r"|objective|phase2|pictures|predictor|runs|schedule|student_results|student_steps|students|thresholds"
     r"|trainer)"
 )
 

@@ -30,7 +30,8 @@ def run(values: dict[str, Any], common: Common) -> None:
 
 def print_eval(result: "EvalResult | ClusteringResult | AttentionResult") -> None:
     """Print the scores, or where the page of attention maps is."""
-    from malcli.report.tables import attention_lines, clustering_table, eval_tables
+    from malcli.report.encoders import attention_lines, clustering_table
+    from malcli.report.tables import eval_tables
 
     shown = result.to_json()
     if "attention" in shown:

@@ -1,4 +1,4 @@
-"""`malcli eval --compare`: a second file of masks for the same human instances.
+"""`malcli eval --compare`: a second file of masks, or of detections, for the same human instances.
 
 Differences are second minus first, so that positive ones are improvements.
 """
@@ -20,8 +20,9 @@ from malcli.engine.instances import (
 )
 from malcli.engine.scores import Scored, Second, score_second
 from malcli.errors import ConfigError
-from malcli.metrics.ap import frequency_ap, mask_ap
+from malcli.metrics.ap import ApResult, frequency_ap, mask_ap, resample
 from malcli.metrics.clustering import size_intervals, size_means
+from malcli.metrics.miou import interval
 from malcli.metrics.pairing import Instances
 from malcli.records import BoxTable, Problems
 from malcli.report.progress import log
@@ -72,6 +73,80 @@ class Comparison:
         }
 
 
+@dataclass(frozen=True)
+class ApComparison:
+    """A second list of detections beside the first: AP alone.
+
+    Attributes:
+        path: The second file.
+        ap: COCO's twelve numbers of the second, mask.
+        difference: {AP name: {value, low, high}}, paired by image.
+        problems: Its records that could not be used.
+    """
+
+    path: Path
+    ap: dict[str, float | None]
+    difference: dict[str, dict[str, float | None]]
+    problems: Problems
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is inside `compare` of `malcli eval --json`."""
+        return {
+            "pred": str(self.path),
+            "ap": self.ap,
+            "difference": self.difference,
+            "problems": self.problems.counts,
+        }
+
+
+def compare_results(
+    config: EvalConfig, path: Path, sides: Sides, first: ApResult, draws: NDArray[np.uint8]
+) -> ApComparison:
+    """Return the AP of a second results list, and how it differs from the first's.
+
+    Args:
+        config: For `strict`.
+        path: The second file.
+        sides: The human masks and the first file.
+        first: The first file's AP.
+        draws: (R, images) the resamples of the images, the same for both files.
+
+    Raises:
+        ConfigError: It is no results list.
+        DataFormatError: It cannot be understood; with `strict`, any record that cannot be used.
+    """
+    source = open_predicted(path)
+    if isinstance(source, BoxTable):
+        raise ConfigError(
+            f"--compare {path}: masks of annotations, but --pred is a results list; give two files "
+            f"of one kind"
+        )
+    problems = Problems()
+    found = _read_second(config, path, source, sides, problems)
+    second = mask_ap(sides.human, found, len(sides.frame.names), keep_cells=bool(len(draws)))
+    before, after = resample(first, draws), resample(second, draws)
+    difference: dict[str, dict[str, float | None]] = {}
+    for name, value in second.stats.items():
+        old = first.stats[name]
+        gap = None if value is None or old is None else value - old
+        bounds = None if gap is None else interval(after[name] - before[name])
+        low, high = bounds or (None, None)
+        difference[name] = {"value": gap, "low": low, "high": high}
+    return ApComparison(path, second.stats, difference, problems)
+
+
+def _read_second(
+    config: EvalConfig, path: Path, source: BoxTable | Path, sides: Sides, problems: Problems
+) -> Instances:
+    """Return the second file's instances; what cannot be used is told, or with `strict` refused."""
+    found = read_predicted(source, sides.frame, problems)
+    if config.strict:
+        refuse_problems(path, problems)
+    for kind, examples in problems.examples.items():
+        log(f"eval: {path}: {problems.counts[kind]} {kind}, such as {examples[0]}")
+    return found
+
+
 def compare_masks(
     config: EvalConfig, path: Path, sides: Sides, scored: Scored, draws: NDArray[np.uint8]
 ) -> Comparison:
@@ -92,13 +167,12 @@ def compare_masks(
     log(f"eval: reading {path}")
     source = open_predicted(path)
     if not isinstance(source, BoxTable):
-        raise ConfigError(f"--compare {path}: a results list; give a file of masks, as of label")
+        raise ConfigError(
+            f"--compare {path}: a results list, but --pred has masks of annotations; give two "
+            f"files of one kind"
+        )
     problems = Problems()
-    predicted = read_predicted(source, sides.frame, problems)
-    if config.strict:
-        refuse_problems(path, problems)
-    for kind, examples in problems.examples.items():
-        log(f"eval: {path}: {problems.counts[kind]} {kind}, such as {examples[0]}")
+    predicted = _read_second(config, path, source, sides, problems)
     second = score_second(sides.human, predicted, scored.groups)
     change = second.scores["iou"] - scored.scores["pred"]["iou"]
     ap = mask_ap(sides.human, predicted, len(sides.frame.names), keep_cells=False)

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from malcli.config import EvalConfig, LabelConfig
 from malcli.data.formats import open_boxes, select
-from malcli.engine.compare import Comparison, compare_masks
+from malcli.engine.compare import ApComparison, Comparison, compare_masks, compare_results
 from malcli.engine.gallery import draw_galleries
 from malcli.engine.instances import (
+    Frame,
     Sides,
     checkpoint_of,
     open_predicted,
@@ -28,17 +29,24 @@ from malcli.engine.instances import (
     refuse_problems,
 )
 from malcli.engine.scores import Scored, score_pairs
-from malcli.errors import ConfigError
 from malcli.geometry.boxes import SIZE_NAMES
 from malcli.metrics.ap import ApResult, box_ap, frequency_ap, mask_ap, resample
+from malcli.metrics.confidence import measure_score
 from malcli.metrics.miou import category_means, interval, resample_images
+from malcli.metrics.pairing import Instances
 from malcli.metrics.retention import retention
-from malcli.records import BoxTable, Problems
+from malcli.records import BoxTable, Problems, category_names
 from malcli.report.charts import Category
 from malcli.report.html import check_page, eval_page, write_page
 from malcli.report.progress import log
 
 AP_RESAMPLES = 200  # accumulating AP again costs more than a mean
+LVIS_RULES = (
+    " by COCO's rules: 100 detections an image, and every image counts as fully annotated; LVIS's "
+    "own evaluation leaves out what its annotators did not look for, so its numbers are higher"
+)
+UNKNOWN_CATEGORY = "predictions of categories that --gt does not have (never right)"
+OTHER_NAME = "categories of another name than in --gt"
 IOU_METRICS = ("miou", "category_miou", "dice", "boundary_iou", "iou_over")
 
 
@@ -57,7 +65,8 @@ class EvalResult:
         counts: Instances, paired, missing, unmatched, crowd.
         intervals: The same nesting with [low, high].
         retention: {AP name: {value, low, high}}, per cent.
-        comparison: The second file of masks.
+        comparison: The second file of masks or detections.
+        score: How well the masks' scores tell their IoU, as `confidence.measure_score` has it.
         problems: Records that could not be used.
     """
 
@@ -71,7 +80,8 @@ class EvalResult:
     counts: dict[str, int] | None
     intervals: dict[str, Any] | None
     retention: dict[str, Any] | None = None
-    comparison: Comparison | None = None
+    comparison: Comparison | ApComparison | None = None
+    score: dict[str, Any] | None = None
     problems: Problems = field(default_factory=Problems)
 
     def to_json(self) -> dict[str, Any]:
@@ -85,6 +95,7 @@ class EvalResult:
             "intervals": self.intervals,
             "retention": self.retention,
             "compare": None if self.comparison is None else self.comparison.to_json(),
+            "score": self.score,
             "gt": str(self.gt),
             "pred": None if self.pred is None else str(self.pred),
             "checkpoint": self.checkpoint,
@@ -112,17 +123,18 @@ def evaluate(config: EvalConfig) -> EvalResult:
     # A list of detections is not one mask for each box: AP alone.
     listed = not isinstance(sides.source, BoxTable)
     scored = None if listed else score_pairs(sides.human, sides.predicted, draws)
-    compared = None
-    if config.compare is not None:
-        if scored is None:
-            raise ConfigError(f"--compare: {config.pred} is a results list, which gives AP alone")
+    compared: Comparison | ApComparison | None = None
+    if config.compare is not None and scored is not None:
         compared = compare_masks(config, config.compare, sides, scored, draws)
-    log("eval: average precision")
+    log("eval: average precision" + (LVIS_RULES if listed and frequency else ""))
     again = bool(len(draws))
     aps = {
         "ap": mask_ap(sides.human, sides.predicted, images, boxes_too=listed, keep_cells=again),
         "box_ap": box_ap(sides.human, sides.predicted, images, keep_cells=again),
     }
+    if config.compare is not None and scored is None:
+        few = draws[:AP_RESAMPLES]
+        compared = compare_results(config, config.compare, sides, aps["ap"], few)
     result = EvalResult(
         gt=config.gt,
         pred=config.pred or config.masks,
@@ -135,6 +147,7 @@ def evaluate(config: EvalConfig) -> EvalResult:
         intervals=_intervals(scored, aps, draws, frequency),
         retention=_retention(config, sides, aps["ap"], draws) if config.oracle else None,
         comparison=compared,
+        score=_score_quality(sides, scored) if scored else None,
         problems=sides.problems,
     )
     if config.report is not None:
@@ -160,11 +173,43 @@ def read_sides(config: EvalConfig) -> Sides:
     with _masks(config) as path:
         source = open_predicted(path)
         predicted = read_predicted(source, frame, problems)
+    _compare_categories(source, frame, human, predicted, problems)
     if config.strict:
         refuse_problems(path, problems)
     for kind, examples in problems.examples.items():
         log(f"eval: {problems.counts[kind]} {kind}, such as {examples[0]}")
     return Sides(table, source, frame, human, predicted, problems)
+
+
+def _compare_categories(
+    source: BoxTable | Path,
+    frame: Frame,
+    human: Instances,
+    predicted: Instances,
+    problems: Problems,
+) -> None:
+    """Count predictions of categories that the human side does not have, or names otherwise.
+
+    Results of a trainer that counts from 0 look like bad results otherwise.
+    """
+    known = np.array([*frame.categories, *np.unique(human.category)])
+    for row in np.flatnonzero(~np.isin(predicted.category, known)):
+        problems.add(UNKNOWN_CATEGORY, f"category {predicted.category[row]}")
+    theirs = category_names(source.header) if isinstance(source, BoxTable) else {}
+    for number, name in theirs.items():
+        ours = frame.categories.get(number, name)
+        if ours.strip().lower() != name.strip().lower():
+            problems.add(OTHER_NAME, f"{number} is {name!a}, in --gt {ours!a}")
+
+
+def _score_quality(sides: Sides, scored: Scored) -> dict[str, Any] | None:
+    """Return how well the scores tell the IoUs; None if all are equal or they are no shares."""
+    partner = scored.pairs.predicted
+    drawn = np.flatnonzero([j >= 0 and sides.predicted.rles[j] is not None for j in partner])
+    score = sides.predicted.score[partner[drawn]]
+    if len(np.unique(score)) < 2 or score.min() < 0 or score.max() > 1:
+        return None
+    return measure_score(score, scored.scores["pred"]["iou"][drawn])
 
 
 @contextlib.contextmanager
@@ -231,12 +276,13 @@ def _write_report(
     histograms: dict[str, dict[str, NDArray[np.float64]]] = {}
     categories, galleries = [], {}
     if scored is not None and len(scored.pairs.human):
-        histograms = _histograms(scored, result.comparison)
+        second = result.comparison if isinstance(result.comparison, Comparison) else None
+        histograms = _histograms(scored, second)
         iou = scored.scores["pred"]["iou"]
         named = sides.frame.categories
         means = category_means(iou, sides.human.category[scored.pairs.human])
         categories = [Category(named.get(k, str(k)), *means[k]) for k in means]
-        galleries = draw_galleries(config, sides, scored, result.comparison)
+        galleries = draw_galleries(config, sides, scored, second)
     found = [("", sides.problems)]
     if result.comparison is not None:
         found.append(("--compare: ", result.comparison.problems))

@@ -128,6 +128,16 @@ def open_predictor(config: LabelConfig, manifest: Manifest, checkpoint: Checkpoi
     return Predictor(checkpoint, rule, device, precision, compiled)
 
 
+def evidence_of(
+    roi: Roi, crop_SS3: NDArray[np.uint8], prob_GG: NDArray[np.float32]
+) -> dict[str, float]:
+    """Return what the score of a box is made of."""
+    box = roi_frame(roi.window.astype(np.float64), roi.roi)
+    colour_GG3 = cv2.resize(crop_SS3, prob_GG.shape[::-1], interpolation=cv2.INTER_AREA)
+    x0, y0, x1, y1 = roi.window.tolist()
+    return evidence(prob_GG, box, colour_GG3, (x1 - x0) * (y1 - y0), roi.overlap)
+
+
 class Road:
     """Labels boxes of a table.
 
@@ -184,8 +194,8 @@ class Road:
 
     def maps(
         self, rows: NDArray[np.int64], batch_size: int, lost: list[Outcome]
-    ) -> Iterator[tuple[list[Roi], list[Tensor]]]:
-        """Yield the network's maps of boxes that can be labelled; the others go to `lost`.
+    ) -> Iterator[tuple[list[Roi], list[Tensor], NDArray[np.uint8]]]:
+        """Yield maps and crops of boxes that can be labelled; the others go to `lost`.
 
         As in `label`; no map at all: the device cannot hold even one crop.
         """
@@ -247,22 +257,20 @@ class Road:
 
     def _predict(
         self, batch: tuple[list[Roi], NDArray[np.uint8]]
-    ) -> tuple[list[Roi], list[Tensor]]:
+    ) -> tuple[list[Roi], list[Tensor], NDArray[np.uint8]]:
         """Return the network's maps; none if the device cannot hold even one crop."""
         rois, crops_BSS3 = batch
         with self.watch.wall("network"):
             try:
-                maps = self.predictor(crops_BSS3, rois)
-                self._free.append(crops_BSS3)
-                return rois, maps
+                return rois, self.predictor(crops_BSS3, rois), crops_BSS3
             except torch.OutOfMemoryError:
                 if len(rois) > 1:
                     raise
-                return rois, []
+                return rois, [], crops_BSS3
 
-    def _finish(self, batch: tuple[list[Roi], list[Tensor]]) -> list[Outcome]:
+    def _finish(self, batch: tuple[list[Roi], list[Tensor], NDArray[np.uint8]]) -> list[Outcome]:
         """Return the outcome of each box of a batch."""
-        rois, maps = batch
+        rois, maps, crops_BSS3 = batch
         if not maps:
             return [Outcome(roi.row, "skipped:memory") for roi in rois]
         with self.watch.wall("network"):
@@ -273,14 +281,17 @@ class Road:
                 "the network gave values that are no numbers; --precision fp32 avoids overflow, "
                 "else the checkpoint is damaged"
             )
-        return [
-            self._outcome(roi, *(array[place] for array in arrays))
+        outcomes = [
+            self._outcome(roi, crops_BSS3[place], *(array[place] for array in arrays))
             for place, roi in enumerate(rois)
         ]
+        self._free.append(crops_BSS3)
+        return outcomes
 
     def _outcome(
         self,
         roi: Roi,
+        crop_SS3: NDArray[np.uint8],
         prob_map: NDArray[np.float32],
         refined_SS: NDArray[np.uint8] | None = None,
     ) -> Outcome:
@@ -295,7 +306,7 @@ class Road:
             else:
                 mask = paste_majority(refined_SS, roi.roi, roi.window)
             area = int(np.count_nonzero(mask))
-            score = self._score(roi, prob_map, mask) if area else 0.0
+            score = self._score(roi, crop_SS3, prob_map, mask) if area else 0.0
         with self.watch.cpu("encode"):
             if not area or score < self.rule.min_score:
                 counts = empty_rle(roi.image_hw)["counts"]
@@ -303,13 +314,18 @@ class Road:
             rle = encode_crop(mask, int(roi.window[0]), int(roi.window[1]), roi.image_hw)
             return Outcome(roi.row, STATUS_OK, *roi.image_hw, rle["counts"], area, score)
 
-    def _score(self, roi: Roi, prob_map: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
+    def _score(
+        self,
+        roi: Roi,
+        crop_SS3: NDArray[np.uint8],
+        prob_map: NDArray[np.float32],
+        mask: NDArray[np.bool_],
+    ) -> float:
         """Return the estimated IoU of a mask, or under `released` its mean probability."""
         if self.rule.geometry == "released":
             prob = paste_bilinear(prob_map, roi.roi, roi.window)
             return round(float(prob[mask].mean(dtype=np.float64)), 6)
-        box = roi_frame(roi.window.astype(np.float64), roi.roi)
-        return round(predict_iou(evidence(prob_map, box, roi.overlap)), 6)
+        return round(predict_iou(evidence_of(roi, crop_SS3, prob_map)), 6)
 
     def _ahead(
         self, work: Callable[[Item], Made], items: Iterable[Item], count: int

@@ -47,7 +47,7 @@ def run_students(
     precision = launch.choose_precision(config.precision, device)
     accelerator = launch.make_accelerator(device, precision)
     with accelerator.local_main_process_first():  # one process loads down for all
-        _start(config, "human", len(training.categories))
+        _start(config, names[-1], len(training.categories))  # refused before anything is written
     accelerator.wait_for_everyone()  # before the first process makes the folder
     started = {"precision": precision, "processes": accelerator.num_processes}
     prepare_study(config, job, started, accelerator.is_main_process)

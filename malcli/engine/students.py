@@ -1,4 +1,4 @@
-"""Trains a student of phase 2: plain SGD, in view.
+"""Trains a student of phase 2: the plain loop, in view.
 
     FOLDER/metrics.jsonl         one line a logged step
     FOLDER/state/step-000500/    what resuming needs, until the student is trained
@@ -7,14 +7,14 @@
 All that is random comes from (seed, step, process), so students that differ in their masks alone
 start, are fed and are stepped alike. Knows nothing of who made the masks.
 
-Source: Sec. 4.2, phase 2; the rates are Detectron's, as in the paper's codebase.
+Source: Sec. 4.2, phase 2.
 """
 
 import resource
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,46 +30,16 @@ from malcli.data.training import EpochOrder
 from malcli.engine import runs
 from malcli.engine.batches import BATCHES_AHEAD, READ_TIMEOUT, default_workers
 from malcli.engine.signals import StopFlag, command_of
+from malcli.engine.student_steps import StepRates, make_optimizer, solver_of
 from malcli.errors import CheckpointError, Interrupted, RunError
 from malcli.files import replacing
 from malcli.report.progress import Progress
 
-MOMENTUM = 0.9
-WEIGHT_DECAY = 1e-4
-WARMUP_STEPS = 500  # at most a tenth of all
-DROPS = (2 / 3, 11 / 12)  # of all epochs, after which the rate is a tenth
 SAVE_EVERY = 500  # steps
 LOG_EVERY = 20
 SIGNAL_STEPS = 10  # between two looks for signals of other processes, each of which waits for a GPU
 NAME = "student.safetensors"
 NO_TEACHER = nn.Module()  # a run's state has room for one
-
-
-@dataclass(frozen=True)
-class StepRates:
-    """The learning rate by step: linear warm-up, then a tenth after each of two epochs.
-
-    Attributes:
-        peak: Rate per image times images of a step.
-        steps_per_epoch: Optimiser steps.
-        epochs: In all.
-    """
-
-    peak: float
-    steps_per_epoch: int
-    epochs: int
-
-    @property
-    def total(self) -> int:
-        """Steps of all epochs."""
-        return self.steps_per_epoch * self.epochs
-
-    def at(self, step: int) -> float:
-        """Return the rate of a 0-based step; the first one is above 0."""
-        warmup = min(WARMUP_STEPS, self.total // 10)
-        rise = min(1.0, (step + 1) / (warmup + 1))
-        drops = sum(step >= round(share * self.epochs) * self.steps_per_epoch for share in DROPS)
-        return float(self.peak * rise * 0.1**drops)
 
 
 class StudentTrainer:
@@ -101,14 +71,11 @@ class StudentTrainer:
         self.order = EpochOrder(
             rows, config.batch_size, accelerator.process_index, world, config.seed
         )
-        self.rates = StepRates(
-            config.lr * config.batch_size * world, self.order.batches, config.epochs
-        )
+        self.solver = solver_of(student)
+        lr = self.solver.lr if config.lr is None else config.lr
+        self.rates = StepRates(lr * config.batch_size * world, self.order.batches, config.epochs)
         self.student = student.to(accelerator.device)
-        learnt = [value for value in student.parameters() if value.requires_grad]
-        optimizer = torch.optim.SGD(
-            learnt, lr=self.rates.peak, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
-        )
+        optimizer = make_optimizer(self.student, self.solver)
         self.model, self.optimizer = accelerator.prepare(self.student, optimizer)
         self.loop = runs.LoopState(world=world)
         self.started, self.seen = time.perf_counter(), 0
@@ -147,7 +114,7 @@ class StudentTrainer:
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
         rate = self.rates.at(loop.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["scale"]
         images, targets = on_device(samples, accelerator.device)
         losses: dict[str, Tensor] = self.model(images, targets)
         total = torch.stack([value.float() for value in losses.values()]).sum()
@@ -157,6 +124,8 @@ class StudentTrainer:
                 f"last saved state is kept; lower --lr or take --precision fp32, with another --out"
             )
         accelerator.backward(total)
+        if self.solver.clip is not None:
+            accelerator.clip_grad_norm_(self.student.parameters(), self.solver.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.seen += len(samples) * accelerator.num_processes

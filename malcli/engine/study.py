@@ -87,6 +87,10 @@ def job_of(config: RetentionConfig) -> dict[str, Any]:
         job[f"{name}_sha256"] = hash_input(getattr(config, name))
     if config.weights not in (None, "none") and Path(str(config.weights)).is_file():
         job["weights"] = hash_file(Path(str(config.weights)))
+    for name in ("student", "weights"):  # local models of transformers
+        for path in sorted(Path(str(getattr(config, name))).glob("*")):
+            if path.name == "config.json" or path.suffix == ".safetensors":
+                job[f"{name}_{path.name}_sha256"] = hash_file(path)
     return job
 
 

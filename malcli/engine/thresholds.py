@@ -150,7 +150,7 @@ def _measure(
     size: list[int] = []
     fits: list[FloatArray] = []
     try:
-        for rois, maps in road.maps(rows, batch_size, lost):
+        for rois, maps, _ in road.maps(rows, batch_size, lost):
             if not maps:
                 continue
             for roi, prob_GG in zip(rois, maps[0].float().cpu().numpy(), strict=True):

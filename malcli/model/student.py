@@ -17,6 +17,8 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn_v2
 
 from malcli.errors import CheckpointError, ConfigError
 from malcli.model.torchfile import read_torch, refuse_inflated
+from malcli.model.transformers_models import build_transformers_student, check_transformers
+from malcli.model.transformers_student import RfDetrStudent, TransformersStudent
 from malcli.settings import nearest
 
 HUB_TIMEOUT = 10  # seconds for the first answer
@@ -30,28 +32,38 @@ DETECTOR = "backbone.body."
 def build_student(
     name: str, classes: int, image_size: int, max_image_size: int, weights: str | None
 ) -> nn.Module:
-    """Return a student in training mode; all but its backbone starts from torch's random values.
+    """Return a student in training mode.
 
     It takes and gives what torchvision's detectors do: lists of images (3, H, W) in [0, 1] and of
-    targets, sizes as they are.
+    targets, sizes as they are. Of torchvision's, all but the backbone starts from torch's random
+    values.
 
     Args:
-        name: One of `STUDENTS`.
+        name: One of `STUDENTS`, or a model of transformers: an id at the hub or a local folder.
         classes: Number of categories; label 0 is the background.
         image_size: Shorter side of the images inside the network, pixels.
         max_image_size: Longest side, pixels.
-        weights: A local file of a ResNet-50, `none`, or None for the hub's.
+        weights: `none`, or None for the hub's or the folder's; else the backbone's: a local file
+            of a ResNet-50 for one of `STUDENTS`, an id or a local folder for one of transformers.
 
     Raises:
         ConfigError: The student is unknown, or its library is not installed.
         CheckpointError: The weights cannot be had.
     """
     check_student(name)
+    if of_transformers(name):
+        built = build_transformers_student(name, classes, image_size, max_image_size, weights)
+        return built.train()
     student = STUDENTS[name](classes, image_size, max_image_size)
     if weights != "none":
         state, source = backbone_state(weights)
         _load_backbone(cast(nn.Module, student.backbone), state, source)
     return student.train()
+
+
+def of_transformers(name: str) -> bool:
+    """Return whether a name is that of a model of transformers: an id with a slash, or a folder."""
+    return name not in STUDENTS and ("/" in name or Path(name).is_dir())
 
 
 def check_student(name: str) -> None:
@@ -60,21 +72,29 @@ def check_student(name: str) -> None:
     Raises:
         ConfigError: Naming the remedy.
     """
-    if name in STUDENTS:
-        return
-    if "/" in name:
+    if of_transformers(name):
+        check_transformers()
+    elif name not in STUDENTS:
         raise ConfigError(
-            f"--student {name}: students of transformers are not part of this version; take "
-            f"{', '.join(STUDENTS)}, or train it elsewhere and give both result files to malcli "
-            f"eval --oracle"
+            f"--student {name}: unknown{nearest(name, STUDENTS)} (one of {', '.join(STUDENTS)}, or "
+            f"a Mask2Former or RF-DETR-Seg of transformers: its id at the hub or a local folder)"
         )
-    raise ConfigError(
-        f"--student {name}: unknown{nearest(name, STUDENTS)} (one of {', '.join(STUDENTS)})"
-    )
 
 
 def without_masks(student: nn.Module) -> nn.Module:
-    """Take the mask branch off a Mask R-CNN: it learns and predicts boxes alone (App. A.3)."""
+    """Take the mask branch off a student: it learns and predicts boxes alone (App. A.3).
+
+    Raises:
+        ConfigError: It has nothing but masks.
+    """
+    if isinstance(student, TransformersStudent):
+        if not isinstance(student, RfDetrStudent):
+            raise ConfigError(
+                "--boxes-only: Mask2Former learns masks alone and has no boxes without them; leave "
+                "it out, or take RF-DETR-Seg or torchvision's Mask R-CNN as --student"
+            )
+        student.drop_masks()
+        return student
     heads: Any = student.roi_heads
     heads.mask_roi_pool = heads.mask_head = heads.mask_predictor = None
     return student

@@ -22,20 +22,25 @@ STYLE = """
   --second: #f08ad8; } }
 * { box-sizing: border-box; }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page);
-  max-width: 76rem; margin: 0 auto; padding: clamp(.9rem, 3vw, 1.8rem); overflow-wrap: anywhere; }
+  max-width: 80rem; margin: 0 auto; padding: clamp(.9rem, 3vw, 1.8rem); overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.4rem 0 .7rem; }
 h3 { font-size: .95rem; margin: 0 0 .3rem; font-weight: 600; }
 .lead { font-size: 1.15rem; max-width: 60rem; } .dim, small { color: var(--dim); }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; background: linear-gradient(to left, var(--page) 1rem, transparent)
+  right / 2rem 100% no-repeat local, linear-gradient(to left, var(--line), transparent)
+  right / .9rem 100% no-repeat scroll; }
+nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .92rem; }
+a { color: var(--human); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal;
   font-size: .92rem; }
-th, td { padding: .3rem .55rem; border-bottom: 1px solid var(--line); text-align: right;
+th, td { padding: .3rem .42rem; border-bottom: 1px solid var(--line); text-align: right;
   white-space: nowrap; }
 th { white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 .scroll th:first-child, .scroll td:first-child { position: sticky; left: 0;
   background: var(--page); }
-td small { display: block; } tr.main td { font-weight: 600; } tr.main small { font-weight: 400; }
+td small { display: block; font-size: .78rem; }
+tr.main td { font-weight: 600; } tr.main small { font-weight: 400; }
 .gallery { display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); }
 figure { margin: 0; padding: .6rem; background: var(--card); border-radius: .4rem;
@@ -68,10 +73,12 @@ th[aria-sort=descending] button::after { content: " ↓"; }
 .bars i { display: block; height: .8rem; background: var(--malcli); border-radius: .15rem; }
 .charts { display: grid; gap: 1rem 2rem;
   grid-template-columns: repeat(auto-fit, minmax(min(15rem, 100%), 1fr)); }
+.square { max-width: 20rem; }
 .charts > :first-child { grid-column: 1 / -1; max-width: 48rem; }
 .human { color: var(--human); } .malcli { color: var(--malcli); } .second { color: var(--second); }
-svg { display: block; width: 100%; }
+svg { display: block; width: 100%; overflow: visible; }
 svg text { fill: var(--dim); font: 12px system-ui, sans-serif; }
+@media (max-width: 40rem) { .charts > :first-child svg text { font-size: 18px; } }
 """
 # Without it everything is there to read; with it pictures open in a layer and tables sort.
 SCRIPT = """
@@ -148,7 +155,14 @@ def page_of(title: str, parts: Sequence[str]) -> str:
 
 def section(title: str, content: str) -> str:
     """Return HTML under a heading; nothing if there is no content."""
-    return f"<h2>{escape(title)}</h2>\n{content}" if content else ""
+    return f"<h2 id='to-{_slug(title)}'>{escape(title)}</h2>\n{content}" if content else ""
+
+
+def jumps(parts: Sequence[str]) -> str:
+    """Return links to the sections among a page's parts."""
+    found = re.findall(r"<h2 id='([^']+)'>(.*?)</h2>", "\n".join(parts))
+    links = "".join(f"<a href='#{name}'>{title}</a>" for name, title in found)
+    return f"<nav aria-label='Sections'>{links}</nav>" if links else ""
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -161,7 +175,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
             value, _, small = text.partition("\n")
             cells += f"<td>{escape(value)}{f'<small>{escape(small)}</small>' if small else ''}</td>"
         body += f"<tr class='main'>{cells}</tr>" if place == 0 else f"<tr>{cells}</tr>"
-    return f"<div class='scroll'><table><tr>{head}</tr>{body}</table></div>"
+    # With a tab stop, arrow keys scroll what is wider than the screen in every browser.
+    return f"<div class='scroll' tabindex='0'><table><tr>{head}</tr>{body}</table></div>"
 
 
 def gallery(title: str, items: Sequence[Example], kind: str = "") -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +91,41 @@ def _line(name: str, heights: Shares, wide: float, high: float) -> str:
         f"<polyline points='{points}' fill='none' stroke='{colour}' stroke-width='2' "
         f"stroke-dasharray='{dashes}'><title>{escape(name)}</title></polyline>"
     )
+
+
+def reliability(quality: Mapping[str, Any]) -> str:
+    """Return the reliability diagram of a score: the mean IoU of the masks of each tenth of it.
+
+    Args:
+        quality: What is inside `score` of `malcli eval --json`.
+    """
+    high = wide = 220
+    marks = (
+        f"<path d='M{LEFT} {high}L{LEFT + wide} 0' stroke='var(--other)' stroke-dasharray='6 3'/>"
+    )
+    for row in quality["bins"]:
+        x, tall = LEFT + wide * row["low"], high * row["iou"]
+        tip = f"score {row['low']:.1f}–{row['high']:.1f}: {row['masks']:,} masks"
+        tip += f", IoU {row['iou']:.3f}"
+        marks += (
+            f"<rect x='{x + 1:.1f}' y='{high - tall:.1f}' width='{wide / 10 - 2:.1f}' "
+            f"height='{tall:.1f}' fill='var(--malcli)' fill-opacity='{_shade(row, quality):.2f}'>"
+            f"<title>{tip}</title></rect>"
+        )
+    for share in (0.0, 0.5, 1.0):
+        x, y = LEFT + wide * share, high - high * share
+        marks += f"<text x='{x:.0f}' y='{high + 18}' text-anchor='middle'>{share}</text>"
+        marks += f"<text x='{LEFT - 6}' y='{y + 5:.0f}' text-anchor='end'>{share}</text>"
+    return (
+        f"<div class='square'><svg viewBox='0 -6 {wide + LEFT + RIGHT} {high + BOTTOM + 6}' "
+        f"role='img' aria-label='Mean IoU by score'>{marks}</svg></div>"
+    )
+
+
+def _shade(row: Mapping[str, Any], quality: Mapping[str, Any]) -> float:
+    """Return how strong a bar is drawn: few masks make it pale."""
+    most = max(one["masks"] for one in quality["bins"])
+    return float(0.3 + 0.7 * row["masks"] / most)
 
 
 def category_bars(categories: Sequence[Category]) -> str:

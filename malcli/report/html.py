@@ -13,11 +13,23 @@ from numpy.typing import NDArray
 
 from malcli.errors import OutputError
 from malcli.files import replacing
-from malcli.report.blocks import GENERATOR, gallery, page_of, problem_list, section, table
-from malcli.report.charts import Category, category_bars, iou_histograms
+from malcli.report.blocks import GENERATOR, gallery, jumps, page_of, problem_list, section, table
+from malcli.report.charts import Category, category_bars, iou_histograms, reliability
 from malcli.report.plots import Example
-from malcli.report.tables import IOU_ROWS, SIZES, at, methods, number, signed, spread, verdict
+from malcli.report.tables import (
+    IOU_ROWS,
+    SIZES,
+    ap_gaps,
+    at,
+    methods,
+    number,
+    score_line,
+    signed,
+    spread,
+    verdict,
+)
 
+SHORT_HASH = 12  # letters of a checkpoint's
 SECOND = " and <b class='second'>the second one</b>"
 
 
@@ -69,16 +81,26 @@ def eval_page(
     second = result.get("compare")
     lead = " ".join(verdict(result))
     parts = [f"<h1>malcli eval</h1><p class='lead'>{escape(lead)}</p>"]
-    sources = [f"{key}: {result[key]}" for key in ("gt", "pred", "checkpoint") if result.get(key)]
+    sources = [f"{key}: {result[key]}" for key in ("gt", "pred") if result.get(key)]
+    if result.get("checkpoint"):
+        sources.append(f"checkpoint: {str(result['checkpoint'])[:SHORT_HASH]}")
     sources += [f"second: {second['pred']}"] if second else []
     parts.append(f"<p class='dim'>{escape(' · '.join(sources))}</p>")
     if result.get("miou"):
         parts += [section("Against the baselines", _iou_table(result))]
     if second:
-        parts.append(section("Second masks against the first", _compare_table(result)))
+        if "better" in second:
+            parts.append(section("Second masks against the first", _compare_table(result)))
+        else:
+            heads = ["", "first", "second", "difference", "95 % interval, paired by image"]
+            parts.append(
+                section("Second detections against the first", table(heads, ap_gaps(result)))
+            )
     parts.append(section("Average precision", _ap_table(result)))
     if histograms:
         parts.append(section("IoU of the instances", iou_histograms(histograms)))
+    if result.get("score"):
+        parts.append(section("How well the score tells", _score_part(result["score"])))
     if galleries:
         parts.append(
             "<p>Pictures, left to right: <b class='human'>human mask</b>, <b class='malcli'>"
@@ -91,7 +113,16 @@ def eval_page(
     ]
     parts.append(section("Mean IoU by category", category_bars(categories)))
     parts.append(section("Problems", problem_list(problems)))
+    parts.insert(2, jumps(parts))
     return page_of("malcli eval", parts)
+
+
+def _score_part(quality: Mapping[str, Any]) -> str:
+    note = "Mean IoU by score; on the dashed line both are equal; pale where masks are few."
+    return (
+        f"<p>{escape(score_line(quality))}</p>{reliability(quality)}"
+        f"<p class='dim'>{escape(note)}</p>"
+    )
 
 
 def label_page(
@@ -121,6 +152,7 @@ def label_page(
     ]
     parts += [section(title, gallery(title, items)) for title, items in galleries.items()]
     parts.append(section("Problems", problem_list(problems)))
+    parts.insert(2, jumps(parts))
     return page_of("malcli label", parts)
 
 

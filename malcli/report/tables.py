@@ -99,10 +99,13 @@ def _against_baselines(miou: float, box: float, ellipse: float) -> str:
 
 
 def _against_first(second: Mapping[str, Any]) -> str:
-    change, reached = second["difference"]["all"], at(second, "miou", "all")
+    counted = "better" in second  # masks; of detections there is AP alone
+    change = second["difference"]["all" if counted else "AP"]
+    reached = at(second, "miou", "all") if counted else at(second, "ap", "AP")
     if change["value"] is None:
         return "There is nothing to compare the second masks on."
-    said = f"The second masks reach {reached:.3f} ({signed(change['value'])}"
+    kind = "masks" if counted else "detections"
+    said = f"The second {kind} reach {reached:.3f} ({signed(change['value'])}"
     if change["low"] is None:
         said += ")"
     else:
@@ -110,6 +113,8 @@ def _against_first(second: Mapping[str, Any]) -> str:
         clear = bounds[0] > 0 or bounds[1] < 0
         said += f", 95 % interval {spread(bounds, signs=True)}"
         said += ")" if clear else ": no clear difference)"
+    if not counted:
+        return f"{said}."
     return f"{said}, better on {second['better']:,} instances and worse on {second['worse']:,}."
 
 
@@ -125,10 +130,28 @@ def eval_tables(result: Mapping[str, Any]) -> RenderableType:
     parts += [_ap_table(title, result[key]) for title, key in _ap_parts(result)]
     if result.get("retention"):
         parts.append(_retention_table(result["retention"]))
-    if result.get("compare"):
-        parts += [_compare_table(result), _changes_line(result["compare"])]
+    second = result.get("compare")
+    if second:
+        counted = "better" in second
+        parts += [_compare_table(result), _changes_line(second)] if counted else [_gaps(result)]
+    if result.get("score"):
+        parts.append(score_line(result["score"]))
     parts.append(" ".join(verdict(result)))
     return Group(*parts)
+
+
+def score_line(quality: Mapping[str, Any]) -> str:
+    """Return how well the masks' scores tell their IoU.
+
+    Args:
+        quality: What is inside `score` of `malcli eval --json`.
+    """
+    gains = [f"{100 * float(s):.0f} % {signed(gain)}" for s, gain in quality["gain"].items()]
+    return (
+        f"The score: rank correlation with the IoU {number(quality['spearman'])}, AUROC of IoU "
+        f"below 0.6 {number(quality['auroc'])}, mean distance from the IoU "
+        f"{number(quality['gap'])}; mean IoU without the least sure {', '.join(gains)}."
+    )
 
 
 def _ap_parts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -211,51 +234,33 @@ def _compare_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
+def ap_gaps(result: Mapping[str, Any]) -> list[list[str]]:
+    """Return name, first, second, difference and its interval of each AP of two results lists."""
+    second = result["compare"]
+    rows = []
+    for name, gap in second["difference"].items():
+        bounds = None if gap["low"] is None else [gap["low"], gap["high"]]
+        first, other = at(result, "ap", name), at(second, "ap", name)
+        cells = number(first), number(other), signed(gap["value"]), spread(bounds, signs=True)
+        rows.append([f"mask {name}", *cells])
+    return rows
+
+
+def _gaps(result: Mapping[str, Any]) -> Table:
+    table = Table(title="Second detections against the first (95 % interval, paired by image)")
+    table.add_column("metric")
+    for name in ("first", "second", "difference", "interval"):
+        table.add_column(name, justify="right")
+    for row in ap_gaps(result):
+        table.add_row(*row)
+    return table
+
+
 def _changes_line(second: Mapping[str, Any]) -> str:
     return (
         f"second masks: better on {second['better']} instances, worse on {second['worse']}, equal "
         f"(IoU within 0.01) on {second['equal']}"
     )
-
-
-def clustering_table(result: Mapping[str, Any]) -> RenderableType:
-    """Return what `malcli eval --clustering` prints.
-
-    Args:
-        result: The object of `malcli eval --clustering --json`.
-    """
-    table = Table(title=f"Clustering score of {result['encoder']} (smaller: tighter)")
-    table.add_column("features")
-    for name in SIZES:
-        table.add_column(name, justify="right")
-    rows = (("by the human masks", "clustering"), ("shuffled inside each crop", "chance"))
-    for title, key in rows:
-        table.add_row(title, *(number(result[key][size]) for size in SIZES))
-    bounds = at(result, "intervals", "clustering")
-    if bounds:
-        table.add_section()
-        table.add_row("95 % interval over images", *(spread(bounds[size]) for size in SIZES))
-    counts = result["counts"]
-    lines = (
-        f"weights {result['weights']}, crops of {result['crop_size']} pixels, stride "
-        f"{result['stride']}, margin {result['margin']}, {result['geometry']} geometry",
-        f"{counts['used']} of {counts['instances']} instances; left out: "
-        f"{counts['without_both_sides']} without tokens on both sides, {counts['skipped']} whose "
-        f"box or image cannot be used",
-        "Compare encoders measured alike only; the paper (Tab. 6) does not state its crops.",
-    )
-    return Group(table, *lines)
-
-
-def attention_lines(result: Mapping[str, Any]) -> RenderableType:
-    """Return what `malcli eval --attention` prints.
-
-    Args:
-        result: The object of `malcli eval --attention --json`.
-    """
-    drawn = result["attention"]
-    layers = ", ".join(str(layer) for layer in drawn["layers"])
-    return f"boxes: {len(drawn['ids'])}, {drawn['encoder']}, layers {layers}: {drawn['report']}"
 
 
 def label_table(summary: Mapping[str, Any]) -> RenderableType:

@@ -1,14 +1,17 @@
 """`eval --compare`: two files of masks on the same instances."""
 
+import io
 import json
 
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
+from rich.console import Console
 
 from malcli.config import EvalConfig
 from malcli.engine.evaluate import evaluate
 from malcli.errors import ConfigError, DataFormatError, OutputError
+from malcli.report.tables import eval_tables
 
 
 def shifted(annotations, pixels, missing=()):
@@ -115,7 +118,7 @@ def test_the_report_shows_what_improved_and_worsened(compare, tmp_path):
     compare(first, second, report=page)
     text = page.read_text()
     words = ("improved", "worsened")
-    improved, worsened = (text.index(f"Most {word} by the second") for word in words)
+    improved, worsened = (text.index(f">Most {word} by the second masks</h2>") for word in words)
     assert f"id {annotations[0]['id']}, " in text[improved:worsened]
     assert f"id {annotations[1]['id']}, " in text[worsened : text.index(">Worst</h2>")]
     assert "Most uncertain" not in text  # all scores are equal
@@ -129,7 +132,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(compare):
     keys = ("image_id", "category_id", "segmentation")
     results = [{key: one[key] for key in keys} | {"score": 0.5} for one in good]
     for first, second in ((good, results), (results, good)):
-        with pytest.raises(ConfigError, match=r"--compare.* results list"):
+        with pytest.raises(ConfigError, match=r"--compare.*give two files of one kind"):
             compare(first, second)
     for broken in ({"images": []}, "text", {}):
         with pytest.raises(DataFormatError, match=r"second\.json"):
@@ -138,3 +141,34 @@ def test_what_cannot_be_compared_is_refused_in_one_line(compare):
     assert list(compare(good, damaged).comparison.problems.counts.values()) == [1]
     with pytest.raises(DataFormatError, match=r"second\.json: --strict"):
         compare(good, damaged, strict=True)
+
+
+def detections(annotations, score):
+    keys = ("image_id", "category_id", "segmentation")
+    return [
+        {key: one[key] for key in keys} | {"score": score(n)} for n, one in enumerate(annotations)
+    ]
+
+
+def test_two_results_lists_differ_in_ap_with_a_paired_interval(compare, tmp_path):
+    annotations = compare.annotations
+    first = detections(shifted(annotations, [2] * len(annotations)), lambda n: 1 / (n + 2))
+    second = detections(shifted(annotations, [0] * len(annotations)), lambda n: 1 / (n + 2))
+    page = tmp_path / "report.html"
+    result = compare(first, second, bootstrap=40, report=page).to_json()
+    change = result["compare"]
+    assert set(change["difference"]) == set(result["ap"])
+    for name, gap in change["difference"].items():
+        if result["ap"][name] is not None:
+            assert gap["value"] == pytest.approx(change["ap"][name] - result["ap"][name])
+    gap = change["difference"]["AP"]
+    assert 0 < gap["low"] <= gap["value"] <= gap["high"]
+    assert change["ap"]["AP"] == 1
+    assert "Second detections against the first" in page.read_text("utf-8")
+    same = compare(first, first, bootstrap=40).to_json()["compare"]["difference"]["AP"]
+    assert same == {"value": 0, "low": 0, "high": 0}
+    bare = compare(first, second, bootstrap=0).to_json()["compare"]["difference"]["AP"]
+    assert (bare["low"], bare["high"]) == (None, None)
+    printed = Console(width=120, record=True, file=io.StringIO())
+    printed.print(eval_tables(result))
+    assert "The second detections reach 1.000" in printed.export_text().replace("\n", " ")

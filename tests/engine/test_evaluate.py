@@ -18,7 +18,7 @@ from malcli.errors import ConfigError, DataFormatError, MissingImageError, Outpu
 from malcli.records import records_of
 
 KEYS = ["miou", "category_miou", "dice", "boundary_iou", "iou_over", "ap", "box_ap", "baselines"]
-KEYS += ["counts", "intervals", "retention", "compare"]
+KEYS += ["counts", "intervals", "retention", "compare", "score"]
 
 
 @pytest.fixture
@@ -262,7 +262,7 @@ def test_intervals_have_the_nesting_of_the_metrics_and_repeat(truth, score):
     predicted = eroded(truth["annotations"])
     result = score(predicted, bootstrap=50).to_json()
     bounds = result["intervals"]
-    assert set(bounds) == set(KEYS) - {"counts", "intervals", "retention", "compare"}
+    assert set(bounds) == set(KEYS) - {"counts", "intervals", "retention", "compare", "score"}
     for key in ("miou", "category_miou", "dice", "boundary_iou"):
         for size, value in result[key].items():
             assert (
@@ -348,6 +348,7 @@ def test_the_report_is_one_page_with_pictures(truth, score, tmp_path):
     assert not re.search(r"(src|href)=.https?://", text)
     for title in ("Worst", "Median", "Best", "Most uncertain"):
         assert f">{title}</h2>" in text
+    assert ">How well the score tells</h2>" in text
     assert [path.name for path in page.parent.iterdir()] == ["report.html"]
 
 
@@ -378,3 +379,46 @@ def test_a_file_that_is_no_mask_file_is_refused_in_one_line(scenes, tmp_path, te
     with pytest.raises(DataFormatError, match=r"pred\.json") as caught:
         evaluate(EvalConfig(gt=scenes.instances, pred=path))
     assert "\n" not in str(caught.value)
+
+
+def test_categories_that_the_human_side_lacks_or_names_otherwise_are_told(scenes, tmp_path, capsys):
+    gt = json.loads(scenes.instances.read_text("utf-8"))
+    results = [
+        {key: one[key] for key in ("image_id", "category_id", "segmentation")} | {"score": 0.5}
+        for one in gt["annotations"]
+    ]
+    for one in results:
+        one["category_id"] -= 1  # a trainer that counts from 0
+    first = sum(one["category_id"] == 0 for one in results)
+    assert first
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(results), "utf-8")
+    evaluate(EvalConfig(gt=scenes.instances, pred=path, bootstrap=0))
+    assert f"{first} predictions of categories that --gt does not have" in capsys.readouterr().err
+    for one in gt["categories"]:
+        one["name"] = f" {one['name'].upper()}" if one["id"] > 1 else "zebra"
+    path.write_text(json.dumps(gt), "utf-8")
+    evaluate(EvalConfig(gt=scenes.instances, pred=path, bootstrap=0))
+    err = capsys.readouterr().err
+    assert "1 categories of another name than in --gt, such as 1 is 'zebra', in --gt" in err
+
+
+def test_how_well_the_score_tells_is_measured_on_the_masks_there_are(truth, score):
+    predicted = eroded(truth["annotations"])
+    iou = plain_ious(truth["annotations"], predicted)
+    for one, value in zip(predicted, iou, strict=True):
+        one["malcli_score"] = value
+    found = score(predicted).to_json()["score"]
+    assert found["spearman"] == pytest.approx(1)
+    assert found["gap"] == pytest.approx(0, abs=1e-9)
+    assert found["mean_iou"] == pytest.approx(np.mean(iou))
+    del predicted[0]  # without a mask there is nothing to be sure of
+    assert score(predicted).score["mean_iou"] == pytest.approx(np.mean(iou[1:]))
+    for unfit in (0.5, 7.0):
+        given = [one | {"malcli_score": unfit + n * (unfit > 1)} for n, one in enumerate(predicted)]
+        assert score(given).score is None
+
+
+def plain_ious(annotations, predicted):
+    masks = [[coco_mask.decode(as_rle(one)) for one in side] for side in (annotations, predicted)]
+    return [float((a & b).sum() / (a | b).sum()) for a, b in zip(*masks, strict=True)]

@@ -124,7 +124,9 @@ def test_masks_equal_a_plain_loop_over_boxes(data, tiny, job, tmp_path):
                 and other["malcli_status"] in ("ok", "empty")
             ]
             overlaps = coco_mask.iou([clipped(one["bbox"])], others, [0] * len(others))
-            score = predict_iou(evidence(prob, frame, float(np.max(overlaps, initial=0))))
+            colour = cv2.resize(crop, prob.shape[::-1], interpolation=cv2.INTER_AREA)
+            pixels, overlap = inside.sum(), float(np.max(overlaps, initial=0))
+            score = predict_iou(evidence(prob, frame, colour, pixels, overlap))
             assert one["malcli_score"] == pytest.approx(score, abs=1e-4)
 
 

@@ -1,6 +1,8 @@
 """The parts of pages."""
 
-from malcli.report.blocks import gallery, page_of, problem_list, section, table
+import re
+
+from malcli.report.blocks import gallery, jumps, page_of, problem_list, section, table
 from malcli.report.plots import Example
 
 
@@ -29,3 +31,15 @@ def test_a_page_forbids_every_connection_and_other_scripts():
     assert "default-src 'none'; img-src data:" in head
     assert page.count("<script>") == 1
     assert "<title>&lt;title&gt;</title>" in page
+
+
+def test_every_jump_leads_to_a_section_under_its_title():
+    parts = [section("Most <b> uncertain", "x"), section("Worst", gallery("Worst", [])), "<p>y</p>"]
+    parts.append(section("Median", "z"))
+    made = jumps(parts)
+    assert re.findall(r"<a href='#([^']+)'>(.*?)</a>", made) == [
+        ("to-most-b-uncertain", "Most &lt;b&gt; uncertain"),
+        ("to-median", "Median"),
+    ]
+    assert all(f"id='{name}'" in "".join(parts) for name in re.findall(r"#([^']+)", made))
+    assert jumps(["<p>nothing</p>"]) == ""

@@ -6,8 +6,6 @@ import pytest
 from rich.console import Console
 
 from malcli.report.tables import (
-    attention_lines,
-    clustering_table,
     duration,
     eval_tables,
     fit_table,
@@ -105,32 +103,6 @@ def test_a_dry_run_shows_boxes_only():
     text = text_of(label_table({"counts": {"ok": 3}, "out": None, "seconds": {"read": 1.0}}))
     assert "ok" in text
     assert "read" not in text
-
-
-def test_clustering_shows_score_chance_interval_and_what_was_left_out():
-    result = {
-        "clustering": SIZES,
-        "chance": SIZES | {"all": 0.9},
-        "intervals": {
-            "clustering": {"all": [0.7, 0.8], "small": None, "medium": None, "large": None}
-        },
-        "counts": {"instances": 40, "used": 36, "without_both_sides": 3, "skipped": 1},
-        "encoder": "[b]vit[/b]",
-        "weights": "none",
-        "crop_size": 64,
-        "stride": 16,
-        "margin": 0.4,
-        "geometry": "exact",
-    }
-    text = text_of(clustering_table(result))
-    for words in ("0.712", "0.900", "–", "0.700–0.800", "36 of 40 instances", "3 without tokens"):
-        assert words in text
-    assert "interval" not in text_of(clustering_table(result | {"intervals": None}))
-
-
-def test_attention_says_where_the_page_is():
-    drawn = {"ids": [7, 9], "encoder": "vit", "layers": [4, 8], "report": "a.html"}
-    assert attention_lines({"attention": drawn}) == "boxes: 2, vit, layers 4, 8: a.html"
 
 
 def judged(miou, box=0.5, ellipse=0.6, missing=0, **more):

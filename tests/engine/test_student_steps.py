@@ -1,6 +1,6 @@
 import pytest
 
-from malcli.engine.students import StepRates
+from malcli.engine.student_steps import StepRates
 
 
 def test_rates_warm_up_then_drop_at_two_thirds_and_eleven_twelfths_of_the_epochs():
