@@ -12,8 +12,13 @@ os.environ["MALCLI_CACHE"] = "off"  # of the user who runs the tests
 import socket
 
 import pytest
+from hypothesis import settings
 
 from malcli.data.scenes import Scenes, draw_scenes
+
+# A loaded machine is slow, not wrong.
+settings.register_profile("malcli", deadline=None)
+settings.load_profile("malcli")
 
 LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost", "", None, b"localhost")
 

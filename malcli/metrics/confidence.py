@@ -102,8 +102,9 @@ def _texture(inside_GG: FloatArray, colour_3GG: FloatArray) -> float:
     """Return the root of the summed variances of the colours in a mask, a share of 64."""
     share = inside_GG.ravel() / (inside_GG.sum() + SMALLEST)
     flat = colour_3GG.reshape(3, -1)
-    away = flat - (flat @ share)[:, None]
-    spread = float(((away * away) @ share).sum())
+    # einsum adds in one order; BLAS would by its number of threads.
+    away = flat - np.einsum("cn,n->c", flat, share)[:, None]
+    spread = float(np.einsum("cn,cn,n->", away, away, share))
     return float(np.sqrt(spread) / 64)
 
 
