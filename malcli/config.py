@@ -434,6 +434,14 @@ class LabelConfig(ImageConfig):
         source="measured: benchmarks/QUALITY.md",
         choices=REFINEMENTS,
     )
+    overlaps: str = setting(
+        "keep",
+        "Pixels that several masks of an image claim: kept by all, or left to the smaller mask or "
+        "to the one with the higher score.",
+        panel=LABEL,
+        source="measured: benchmarks/QUALITY.md",
+        choices=("keep", "smaller", "score"),
+    )
     threshold: str | None = setting(
         None,
         "Probability threshold: one value, three by box size (small,medium,large), or auto: those "

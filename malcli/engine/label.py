@@ -21,6 +21,7 @@ from malcli.data.images import ImageFolder
 from malcli.engine import jobs, survey
 from malcli.engine.crew import Crew
 from malcli.engine.estimate import estimate, remember_rate, warn_of_space
+from malcli.engine.exclusive import exclusive
 from malcli.engine.jobs import Job, Manifest
 from malcli.engine.parts import Outcome, PartFolder, merge, missing_error
 from malcli.engine.signals import StopFlag, command_of
@@ -278,6 +279,10 @@ class _Start:
             smaller = max(1, manifest.batch_size // 2)
             log(f"label: {manifest.batch_size} crops a batch need too much memory; now {smaller}")
             manifest = jobs.with_batch_size(self.out, manifest, smaller)
+        if self.config.overlaps != "keep":
+            with _timed(self.result.seconds, "paste"):
+                images = parts.table.take(np.array([one.row for one in outcomes]), "image")
+                outcomes = exclusive(outcomes, images["image"].to_pylist(), self.config.overlaps)
         with _timed(self.result.seconds, "write"):
             parts.write(index, outcomes)
         return manifest

@@ -26,8 +26,8 @@ from malcli.settings import parse_thresholds, resolve
 
 # Beside the threshold, the crop size and the format.
 RESULT_SETTINGS = (
-    "network", "tta", "refine", "margin", "geometry", "min_score", "precision", "categories",
-    "limit", "max_pixels",
+    "network", "tta", "refine", "overlaps", "margin", "geometry", "min_score", "precision",
+    "categories", "limit", "max_pixels",
 )  # fmt: skip
 LARGE_CROP = 256  # pixels; of larger ones a CPU gets fewer at once, so that a signal is heard soon
 SUFFIXES = (".json", ".parquet")
