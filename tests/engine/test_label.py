@@ -240,8 +240,9 @@ def test_the_mean_of_networks_and_views_is_taken_over_logits(job, tiny, data, tm
     assert torch.allclose(found, (sum(logits) / 4).sigmoid(), atol=1e-5)
 
 
-def test_refining_keeps_masks_in_their_boxes_and_changes_them(job, tmp_path):
-    label(job(refine="crf"))
+@pytest.mark.parametrize("refine", ["crf", "colour"])
+def test_refining_keeps_masks_in_their_boxes_and_changes_them(job, tmp_path, refine):
+    label(job(refine=refine))
     label(job(refine="none", out=tmp_path / "plain.json"))
     changed = 0
     plain = annotations_of(tmp_path / "plain.json")
@@ -257,6 +258,25 @@ def test_refining_keeps_masks_in_their_boxes_and_changes_them(job, tmp_path):
             assert not outside.any()
             changed += one["segmentation"] != other["segmentation"]
     assert changed > 5
+
+
+@pytest.mark.parametrize("rule", ["smaller", "score"])
+def test_without_overlaps_no_pixel_has_two_masks_and_none_is_lost(job, tmp_path, rule):
+    label(job(overlaps=rule))
+    label(job(out=tmp_path / "all.json"))
+    sums = []
+    for name in ("masks.json", "all.json"):
+        by_image = {}
+        for one in annotations_of(tmp_path / name):
+            if "segmentation" in one:
+                mask = coco_mask.decode(one["segmentation"]).astype(int)
+                assert one["area"] == mask.sum()
+                by_image[one["image_id"]] = by_image.get(one["image_id"], 0) + mask
+        sums.append(by_image)
+    apart, shared = sums
+    assert any((count > 1).any() for count in shared.values())
+    assert all((count <= 1).all() for count in apart.values())
+    assert all(((apart[key] > 0) == (shared[key] > 0)).all() for key in shared)
 
 
 def test_another_crop_size_and_bf16_work(job, tmp_path):

@@ -13,6 +13,7 @@ from malcli.config import FitConfig
 from malcli.data.training import RoiBatch, rectangle_mask
 from malcli.engine import objective
 from malcli.engine.objective import Stopwatch, batch_losses, box_mask, loss_side, probabilities
+from malcli.losses.colour import colour_evidence
 from malcli.losses.crf import mean_field
 
 SIDE, GRID = 32, 8
@@ -88,8 +89,13 @@ def losses_literally(settings, batch, side):
             resized = F.interpolate(logits, (side, side), mode="bilinear", align_corners=False)
             probs.append(resized[:, 0].sigmoid())
         small = F.interpolate(image, (side, side), mode="bilinear", align_corners=False)
+        start = (probs[0] + probs[1]) / 2
+        if settings.colour_weight:
+            evidence = colour_evidence(small, start * box, inside, settings.colour_bandwidth)
+            odds = start.logit() + settings.colour_weight * evidence
+            start = odds.sigmoid()
         refined = mean_field(
-            small, (probs[0] + probs[1]) / 2, box, zeta=settings.crf_zeta,
+            small, start, box, zeta=settings.crf_zeta,
             omega=settings.crf_omega, iterations=5, include_self=settings.crf_self,
         )  # fmt: skip
         prob, box, refined = ((part * inside)[0] for part in (probs[0], box, refined))
@@ -100,8 +106,13 @@ def losses_literally(settings, batch, side):
 
 @pytest.mark.parametrize("loss_size", ["grid", "crop"])
 @pytest.mark.parametrize("crf_self", [True, False])
-def test_losses_at_the_grid_or_at_the_crop_are_those_written_out(loss_size, crf_self):
-    settings = config(loss_size=loss_size, crf_self=crf_self, crf_zeta=0.5)
+@pytest.mark.parametrize("colour_weight", [0.0, 0.7])
+def test_losses_at_the_grid_or_at_the_crop_are_those_written_out(
+    loss_size, crf_self, colour_weight
+):
+    settings = config(
+        loss_size=loss_size, crf_self=crf_self, crf_zeta=0.5, colour_weight=colour_weight
+    )
     side = {"grid": GRID, "crop": SIDE}[loss_size]
     assert loss_side(settings, Toy()) == side
     found = losses_of(settings, batch_of())

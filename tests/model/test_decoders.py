@@ -57,9 +57,9 @@ def resize_literally(values, wanted):
     return weights @ values @ weights.T
 
 
-def value_literally(state, feature, size, upsample, upsample_before, scaled):
-    """Return V of one map (C, side, side): mal_spec 3.3 and 3.4."""
-    scale = upsample * (SCALES[size] if scaled else 1)
+def value_literally(state, feature, size, upsample, upsample_before, scaled, finer=1.0):
+    """Return V of one map (C, side, side): mal_spec 3.3 and 3.4, on a map `finer` times as fine."""
+    scale = upsample * (SCALES[size] if scaled else 1) * finer
     value = resize_literally(feature, int(feature.shape[-1] * scale))
     for index in range(4):
         if index + 1 == upsample_before:
@@ -69,7 +69,7 @@ def value_literally(state, feature, size, upsample, upsample_before, scaled):
     return value
 
 
-def decode_literally(decoder, feature, size, *, pool, upsample_before, scaled, upsample):
+def decode_literally(decoder, feature, size, *, pool, upsample_before, scaled, upsample, finer=1.0):
     """Return the logits (G, G) of one feature map (C, side, side): mal_spec 3."""
     state = decoder.state_dict()
     flat = feature.flatten(1)
@@ -77,7 +77,7 @@ def decode_literally(decoder, feature, size, *, pool, upsample_before, scaled, u
     key = state["key.0.weight"] @ key + state["key.0.bias"]
     if "key.2.weight" in state:
         key = state["key.2.weight"] @ key.clamp(min=0) + state["key.2.bias"]
-    value = value_literally(state, feature, size, upsample, upsample_before, scaled)
+    value = value_literally(state, feature, size, upsample, upsample_before, scaled, finer)
     scores = torch.zeros(value.shape[-2:])
     for channel in range(len(key)):
         scores += key[channel] * value[channel]
@@ -121,6 +121,23 @@ def test_attention_equals_the_literal_decoder(pool, layers, upsample_before, sca
         logits = decoder(feature, size)
         wanted = [
             decode_literally(decoder, one, int(k), pool=pool, **settings)
+            for one, k in zip(feature, size, strict=True)
+        ]
+    assert torch.allclose(logits, torch.stack(wanted), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("finer", [0.5, 2.0])
+def test_attention_at_another_feature_scale_equals_the_literal_decoder(scaled, finer):
+    decoder = with_biases(
+        build("attention", size_scaling=scaled, feature_scale=finer, upsample_before=4)
+    )
+    feature, size = torch.randn(3, FEATURES, SIDE, SIDE), torch.tensor([2, 0, 1])
+    settings = {"pool": "mean", "upsample_before": 4, "scaled": scaled, "upsample": 1}
+    with torch.no_grad():
+        logits = decoder(feature, size)
+        wanted = [
+            decode_literally(decoder, one, int(k), finer=finer, **settings)
             for one, k in zip(feature, size, strict=True)
         ]
     assert torch.allclose(logits, torch.stack(wanted), atol=1e-4, rtol=1e-4)
