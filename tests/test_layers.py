@@ -59,7 +59,7 @@ SIBLINGS = {f"cli.{name}": "options output" for name in COMMANDS} | {
     "model.encoders": "surgery",
     "model.labeler": "encoders decoders",
     "model.pretrained": "encoders",
-    "model.checkpoint": "labeler released selftest torchfile",
+    "model.checkpoint": "labeler locate released selftest torchfile",
     "model.selftest": "labeler",
     "model.released": "labeler encoders decoders",
     "losses.mil": "dice",

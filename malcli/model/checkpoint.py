@@ -19,6 +19,7 @@ from torch import Tensor
 from malcli import __version__
 from malcli.errors import CheckpointError
 from malcli.files import hash_file, replacing
+from malcli.model import locate
 from malcli.model.labeler import Architecture, MaskLabeler, build_labeler
 from malcli.model.released import (
     architecture_of,
@@ -103,6 +104,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: Missing, damaged, of another kind, or its tensors do not fit.
     """
+    try:
+        return _load(path)
+    except CheckpointError as error:
+        if path != locate.SHIPPED:
+            raise
+        raise CheckpointError(
+            f"{error}. This is the labeler that ships with malcli: install malcli again, or give "
+            f"--checkpoint"
+        ) from None
+
+
+def _load(path: Path) -> Checkpoint:
+    """Return what a file holds."""
     check_file(path)
     if not is_safetensors(path):
         return _load_released(path)
