@@ -55,7 +55,6 @@ def draw_batch(config: FitConfig, device: torch.device) -> RoiBatch:
         valid_B=torch.ones(count),
         row_B=torch.arange(count),
         profile_B2S=torch.zeros(count, 2, 0, dtype=torch.uint8),
-        others_Bhw=torch.zeros(count, side // 4, side // 4, dtype=torch.uint8),
     )
     return batch.to(device)
 
@@ -117,7 +116,7 @@ class Step:
 
     def __call__(self, watch: Stopwatch) -> None:
         """Take the step."""
-        mil, crf, *_ = batch_losses(
+        mil, crf, _ = batch_losses(
             self.config,
             self.batch,
             self.student,

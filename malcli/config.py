@@ -324,13 +324,6 @@ class FitConfig(ImageConfig):
         panel=LOSS,
         low=0.0,
     )
-    contested_weight: float = setting(
-        0.0,
-        "Weight of the mean probability where other boxes lie in the box (0: the paper's losses "
-        "alone).",
-        panel=LOSS,
-        low=0.0,
-    )
     crf_weight: float = setting(0.5, "Weight of the CRF loss.", panel=LOSS, source=PAPER, low=0.0)
     crf_ramp: int = setting(
         4000, "Steps over which the CRF weight rises, first epoch.", panel=LOSS, source=SPEC, low=0

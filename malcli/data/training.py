@@ -32,8 +32,6 @@ from malcli.geometry.crops import crop_roi
 from malcli.geometry.released import box_pixels, released_area
 from malcli.records import BoxTable
 
-OTHERS_CELL = 4  # crop pixels a side of the cells in which other boxes are told
-
 
 @dataclass(frozen=True)
 class CropRule:
@@ -48,7 +46,6 @@ class CropRule:
     max_pixels: int
     seed: int
     odds: ViewOdds
-    others: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,8 +62,6 @@ class RoiBatch:
         views_BN: (B, 9) float32 parameters of `draw_views`.
         valid_B: (B,) float32 1, or 0 where the image could not be read.
         row_B: (B,) int64 row of the box in its table.
-        others_Bhw: (B, S // 4, S // 4) uint8 1 where another box of the image lies, or (B, 0, 0)
-            if nobody asks.
     """
 
     crop_BCHW: Tensor
@@ -77,7 +72,6 @@ class RoiBatch:
     views_BN: Tensor
     valid_B: Tensor
     row_B: Tensor
-    others_Bhw: Tensor
 
     def pin_memory(self) -> "RoiBatch":
         """Return the batch in page-locked memory, for the DataLoader."""
@@ -124,7 +118,6 @@ class TrainingCrops(Dataset[dict[str, NDArray[Any]]]):
         self.folder = folder
         self.xyxy = xywh_to_xyxy(table.xywh())
         self.image = np.asarray(table.boxes["image"])
-        self.order, self.starts = table.order, table.starts
         self.names = table.images["file_name"].to_pylist()
         self.hw = np.stack(
             [np.asarray(table.images["height"]), np.asarray(table.images["width"])], axis=1
@@ -162,23 +155,7 @@ class TrainingCrops(Dataset[dict[str, NDArray[Any]]]):
             "views_BN": views,
             "valid_B": np.asarray(valid, np.float32),
             "row_B": np.asarray(row, np.int64),
-            "others_Bhw": self._others(row, roi),
         }
-
-    def _others(self, row: int, roi: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return where other boxes of the image lie in a crop, by the centres of its cells."""
-        side = self.rule.crop_size // OTHERS_CELL if self.rule.others else 0
-        found = np.zeros((side, side), np.uint8)
-        if not side:
-            return found
-        number = int(self.image[row])
-        rows = self.order[self.starts[number] : self.starts[number + 1]]
-        place = (np.arange(side) + 0.5) / side
-        x = roi[0] + place * (roi[2] - roi[0])
-        y = roi[1] + place * (roi[3] - roi[1])
-        for x0, y0, x1, y1 in self.xyxy[rows[rows != row]]:
-            found[np.ix_((y >= y0) & (y < y1), (x >= x0) & (x < x1))] = 1
-        return found
 
 
 def box_size(xyxy: NDArray[np.float64], law: str) -> NDArray[np.int64]:

@@ -197,7 +197,6 @@ def _rule(config: FitConfig) -> CropRule:
         max_pixels=config.max_pixels,
         seed=config.seed,
         odds=ViewOdds(config.flip, config.jitter, config.grey, config.blur),
-        others=config.contested_weight > 0,
     )
 
 

@@ -18,7 +18,7 @@ from malcli.data.augment import flip_where, student_view
 from malcli.data.training import RoiBatch, profile_mask, rectangle_mask
 from malcli.losses.colour import with_colour
 from malcli.losses.crf import crf_loss, mean_field
-from malcli.losses.mil import contested_loss, mil_loss, outside_loss
+from malcli.losses.mil import mil_loss, outside_loss
 from malcli.model.labeler import MaskLabeler
 
 
@@ -45,8 +45,8 @@ def batch_losses(
     model: nn.Module,
     autocast: Callable[[], AbstractContextManager[None]],
     watch: Stopwatch,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the MIL, CRF, outside and contested losses: means over the crops, without weights.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the MIL, CRF and outside losses of a batch: means over its crops, without weights.
 
     Args:
         config: The fit's settings.
@@ -82,15 +82,11 @@ def batch_losses(
         )
     mil_B = mil_loss(prob_Bhw, box_Bhw, config.mil_form, inside_Bhw)
     crf_B = crf_loss(prob_Bhw, refined_Bhw, inside_Bhw)
-    outside_B = contested_B = torch.zeros_like(mil_B)
+    outside_B = torch.zeros_like(mil_B)
     if config.outside_weight:
         outside_B = outside_loss(prob_Bhw, box_Bhw, inside_Bhw)
-    if config.contested_weight:
-        others_Bhw = _resize(flip_where(batch.others_Bhw, batch.views_BN)[:, None], side)[:, 0]
-        contested_B = contested_loss(prob_Bhw, box_Bhw, others_Bhw)
-    losses = (mil_B, crf_B, outside_B, contested_B)
-    mil, crf, outside, contested = ((loss_B * batch.valid_B).mean() for loss_B in losses)
-    return mil, crf, outside, contested
+    mil, crf, outside = ((loss_B * batch.valid_B).mean() for loss_B in (mil_B, crf_B, outside_B))
+    return mil, crf, outside
 
 
 def loss_side(config: FitConfig, labeler: MaskLabeler) -> int:

@@ -178,7 +178,7 @@ class Trainer:
     def _losses(self, batch: RoiBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Return the total (Eq. 1), MIL and CRF losses of a batch on the device."""
         config = self.config
-        mil, crf, outside, contested = batch_losses(
+        mil, crf, outside = batch_losses(
             config,
             batch,
             self.student,
@@ -193,8 +193,7 @@ class Trainer:
         mil_ramp = ramp(step, self.loop.epoch, config.mil_ramp)
         crf_ramp = ramp(step, self.loop.epoch, config.crf_ramp)
         total = config.mil_weight * mil_ramp * mil + config.crf_weight * crf_ramp * crf  # Eq. 1
-        total = total + config.outside_weight * outside + config.contested_weight * contested
-        return total, mil, crf
+        return total + config.outside_weight * outside, mil, crf
 
     def _set_rate(self, rate: float) -> None:
         """Write a learning rate into every group."""

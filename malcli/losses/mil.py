@@ -1,8 +1,7 @@
 """Multiple-instance loss (Sec. 3.3, Eq. 2): every row and every column of the crop is a bag.
 
 A bag is positive if it meets the box. Pixels outside the image can be left out of all bags.
-`outside_loss` says densely what the negative bags say through their maxima alone. `contested_loss`
-leans against what lies in several boxes.
+`outside_loss` says densely what the negative bags say through their maxima alone.
 """
 
 import torch
@@ -60,21 +59,3 @@ def outside_loss(prob_Bhw: Tensor, box_Bhw: Tensor, inside_Bhw: Tensor | None = 
     surprise_Bhw = -(1 - prob_Bhw).clamp_min(SMALLEST).log()
     total_B = (surprise_Bhw * outside_Bhw).sum(dim=(1, 2))
     return total_B / outside_Bhw.sum(dim=(1, 2)).clamp_min(1.0)
-
-
-def contested_loss(prob_Bhw: Tensor, box_Bhw: Tensor, others_Bhw: Tensor) -> Tensor:
-    """Return the mean over the box of p where other boxes lie, (B,) in [0, 1].
-
-    A pixel in several boxes belongs to this object less often than one that is in its box alone,
-    and what is foreign to the object (the bicycle under its rider) always lies in a box of its own,
-    while the object's own parts are mostly free of other boxes elsewhere in the data.
-
-    Args:
-        prob_Bhw: (B, h, w) student probabilities in [0, 1].
-        box_Bhw: (B, h, w) share of each cell that the box covers.
-        others_Bhw: (B, h, w) share of each cell that other boxes of the image cover.
-
-    Source: malcli; 0 if the crop has no cell of the box.
-    """
-    total_B = (prob_Bhw * box_Bhw * others_Bhw).sum(dim=(1, 2))
-    return total_B / box_Bhw.sum(dim=(1, 2)).clamp_min(1.0)

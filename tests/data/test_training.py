@@ -212,29 +212,3 @@ def covered_by_counting(rectangle, side, samples=200):
 def test_rectangle_mask_is_the_share_of_each_cell_that_is_covered(rectangle):
     found = rectangle_mask(torch.tensor([rectangle]), 6)[0].numpy()
     np.testing.assert_allclose(found, covered_by_counting(rectangle, 6), atol=2e-2)
-
-
-def test_a_sample_tells_where_other_boxes_lie_cell_by_cell(crops_of):
-    plain, asked = crops_of(), crops_of(others=True)
-    seen = 0
-    for row in range(len(asked.xyxy)):
-        sample = asked[(0, row)]
-        assert plain[(0, row)]["others_Bhw"].shape == (0, 0)
-        wanted = np.zeros((8, 8), np.uint8)
-        box, frame = asked.xyxy[row], sample["box_B4"].astype(np.float64)
-        scale = (frame[2:] - frame[:2]) / (box[2:] - box[:2])  # crop sides over image pixels
-        for other in np.flatnonzero(asked.image == asked.image[row]):
-            if other == row:
-                continue
-            low, high = (
-                frame[:2] + (asked.xyxy[other][part] - box[:2]) * scale
-                for part in (slice(0, 2), slice(2, 4))
-            )
-            for y in range(8):
-                for x in range(8):
-                    centre = ((x + 0.5) / 8, (y + 0.5) / 8)
-                    if all(low[k] <= centre[k] < high[k] for k in (0, 1)):
-                        wanted[y, x] = 1
-        np.testing.assert_array_equal(sample["others_Bhw"], wanted)
-        seen += wanted.sum()
-    assert seen > 20

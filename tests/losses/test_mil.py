@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from malcli.losses.mil import contested_loss, mil_loss, outside_loss
+from malcli.losses.mil import mil_loss, outside_loss
 
 PROB = torch.tensor([[[0.2, 0.9, 0.1], [0.4, 0.6, 0.3], [0.5, 0.1, 0.0]]])
 BOX = torch.tensor([[[0.0, 1.0, 0.0], [0.0, 1.0, 0.5], [0.0, 0.0, 0.0]]])
@@ -127,14 +127,3 @@ def test_outside_pushes_background_down_and_leaves_the_box_alone():
     assert prob.grad is not None
     assert (prob.grad[0][box[0] > 0] == 0).all()
     assert (prob.grad[0][box[0] == 0] > 0).all()
-
-
-def test_contested_loss_is_the_mean_over_the_box_of_what_lies_in_other_boxes():
-    prob = torch.tensor([[[0.5, 0.2], [0.8, 0.9]]], requires_grad=True)
-    box = torch.tensor([[[1.0, 0.5], [1.0, 0.0]]])
-    others = torch.tensor([[[1.0, 1.0], [0.0, 1.0]]])
-    loss = contested_loss(prob, box, others)
-    assert loss.tolist() == pytest.approx([(0.5 + 0.5 * 0.2) / 2.5])
-    loss.sum().backward()
-    assert prob.grad.flatten().tolist() == pytest.approx([1 / 2.5, 0.5 / 2.5, 0, 0])
-    assert contested_loss(prob, torch.zeros_like(box), others).tolist() == [0]
