@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from malcli.config import EvalConfig, LabelConfig
+from malcli.config.evaluate import EvalConfig
+from malcli.config.label import LabelConfig
 from malcli.data.formats import open_boxes
 from malcli.data.images import find_images
 from malcli.engine.adaptive import AUTO, crop_sides

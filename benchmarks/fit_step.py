@@ -26,7 +26,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
-from malcli.config import FitConfig
+from malcli.config.fit import FitConfig
 from malcli.data.augment import ViewOdds, draw_views
 from malcli.data.training import RoiBatch
 from malcli.engine.launch import DTYPES, choose_device, choose_precision, make_accelerator

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from label_host import measure_host
 
-from malcli.config import LabelConfig
+from malcli.config.label import LabelConfig
 from malcli.data.rois import Roi
 from malcli.engine.inference import open_predictor
 from malcli.engine.jobs import Job, Manifest

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from malcli.config import EvalConfig
+from malcli.config.evaluate import EvalConfig
 from malcli.data.scenes import draw_scenes
 from malcli.engine.evaluate import evaluate
 from malcli.geometry.rle import from_segmentation

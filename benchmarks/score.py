@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from malcli.config import LabelConfig
+from malcli.config.label import LabelConfig
 from malcli.data.formats import open_boxes, select
 from malcli.data.images import find_images
 from malcli.data.rois import Roi

@@ -7,7 +7,10 @@ function that needs torch loads it, not the import.
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from malcli.config import ConvertConfig, EvalConfig, FitConfig, RetentionConfig
+from malcli.config.convert import ConvertConfig
+from malcli.config.evaluate import EvalConfig
+from malcli.config.fit import FitConfig
+from malcli.config.retention import RetentionConfig
 from malcli.settings import resolve
 
 if TYPE_CHECKING:

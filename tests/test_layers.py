@@ -105,6 +105,7 @@ SIBLINGS = {f"cli.{name}": "options output" for name in COMMANDS} | {
 }
 # ... and what everyone in the package may.
 SHARED = {
+    "config.shared",
     "data.checks",
     "data.columns",
     "data.index",

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from malcli.config import ConvertConfig, EvalConfig, FitConfig, LabelConfig, RetentionConfig
+from malcli.config.convert import ConvertConfig
+from malcli.config.evaluate import EvalConfig
+from malcli.config.fit import FitConfig
+from malcli.config.label import LabelConfig
+from malcli.config.retention import RetentionConfig
 from malcli.settings import PRESETS, parse_thresholds, resolve
 
 KINDS = {

@@ -7,7 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malcli.config import ConvertConfig, DemoConfig, EvalConfig, FitConfig, LabelConfig
+from malcli.config.convert import ConvertConfig
+from malcli.config.demo import DemoConfig
+from malcli.config.evaluate import EvalConfig
+from malcli.config.fit import FitConfig
+from malcli.config.label import LabelConfig
 from malcli.errors import ConfigError
 from malcli.settings import (
     PRESETS,

@@ -6,7 +6,7 @@ import typer
 
 from malcli.cli.options import Common, add_command
 from malcli.cli.output import print_values, run_engine, show
-from malcli.config import ConvertConfig
+from malcli.config.convert import ConvertConfig
 from malcli.errors import ConfigError
 from malcli.settings import resolve
 

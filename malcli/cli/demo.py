@@ -6,7 +6,7 @@ import typer
 
 from malcli.cli.options import Common, add_command
 from malcli.cli.output import run_engine, show
-from malcli.config import DemoConfig
+from malcli.config.demo import DemoConfig
 from malcli.settings import resolve
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import typer
 
 from malcli.cli.options import Common, add_command
 from malcli.cli.output import print_rich, run_engine, show
-from malcli.config import EvalConfig
+from malcli.config.evaluate import EvalConfig
 from malcli.settings import resolve
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import typer
 
 from malcli.cli.options import Common, add_command
 from malcli.cli.output import print_json, print_rich, run_engine, show, start_processes
-from malcli.config import FitConfig
+from malcli.config.fit import FitConfig
 from malcli.settings import PRESETS, read_recipe, resolve, to_plain
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import typer
 
 from malcli.cli.options import Common, add_command
 from malcli.cli.output import is_first, print_json, print_rich, run_engine, start_processes
-from malcli.config import LabelConfig
+from malcli.config.label import LabelConfig
 
 
 def register(app: typer.Typer) -> None:

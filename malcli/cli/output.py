@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import typer
 
-from malcli.config import ImageConfig
+from malcli.config.shared import ImageConfig
 from malcli.report import progress
 
 if TYPE_CHECKING:

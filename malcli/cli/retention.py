@@ -6,7 +6,7 @@ import typer
 
 from malcli.cli.options import Common, add_command
 from malcli.cli.output import print_rich, run_engine, show, start_processes
-from malcli.config import RetentionConfig
+from malcli.config.retention import RetentionConfig
 from malcli.settings import resolve
 
 if TYPE_CHECKING:

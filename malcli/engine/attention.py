@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from malcli.config import EvalConfig
+from malcli.config.evaluate import EvalConfig
 from malcli.data.formats import open_boxes, select
 from malcli.data.images import BadImage, ImageFolder, decode_image, find_images, resolve
 from malcli.data.rois import Roi

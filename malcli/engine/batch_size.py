@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from malcli.config import LabelConfig
+from malcli.config.label import LabelConfig
 from malcli.data.rois import Roi
 from malcli.engine import survey
 from malcli.engine.inference import open_predictor

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from malcli.config import LabelConfig
+from malcli.config.label import LabelConfig
 from malcli.data.images import ImageFolder
 from malcli.engine import survey
 from malcli.engine.adaptive import AUTO

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from malcli.config import ConvertConfig
+from malcli.config.convert import ConvertConfig
 from malcli.data.formats import EXPORTS
 from malcli.data.index import BATCHES_KEPT
 from malcli.geometry.polygons import polygons_of

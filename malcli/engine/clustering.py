@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from malcli.config import EvalConfig
+from malcli.config.evaluate import EvalConfig
 from malcli.data.checks import overlaps
 from malcli.data.formats import open_boxes, select
 from malcli.data.images import BadImage, ImageFolder, decode_image, find_images, resolve

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from malcli.config import EvalConfig
+from malcli.config.evaluate import EvalConfig
 from malcli.engine.instances import (
     Sides,
     checkpoint_of,

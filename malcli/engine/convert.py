@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from malcli.config import ConvertConfig
+from malcli.config.convert import ConvertConfig
 from malcli.data.columns import uncollected
 from malcli.data.formats import (
     EXPORTS,

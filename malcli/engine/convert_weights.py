@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from malcli.config import ConvertConfig
+from malcli.config.convert import ConvertConfig
 from malcli.errors import CheckpointError, ConfigError, OutputError
 from malcli.files import hash_file
 from malcli.model.checkpoint import check_file, load_checkpoint, save_checkpoint

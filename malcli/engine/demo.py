@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from malcli.config import DemoConfig, EvalConfig, FitConfig, LabelConfig
+from malcli.config.demo import DemoConfig
+from malcli.config.evaluate import EvalConfig
+from malcli.config.fit import FitConfig
+from malcli.config.label import LabelConfig
 from malcli.data.scenes import Scenes, draw_scenes
 from malcli.errors import OutputError
 from malcli.report.progress import log

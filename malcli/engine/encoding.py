@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from malcli.config import EvalConfig, LabelConfig
+from malcli.config.evaluate import EvalConfig
+from malcli.config.label import LabelConfig
 from malcli.data.images import BadImage
 from malcli.data.rois import Roi, crop_batch, image_rois
 from malcli.engine.launch import DTYPES, choose_device, choose_precision

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from malcli.config import LabelConfig
+from malcli.config.label import LabelConfig
 from malcli.data.cache import cache_folder, entry_name
 from malcli.engine import survey
 from malcli.errors import MalcliError

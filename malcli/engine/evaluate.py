@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from malcli.config import EvalConfig, LabelConfig
+from malcli.config.evaluate import EvalConfig
+from malcli.config.label import LabelConfig
 from malcli.data.formats import open_boxes, select
 from malcli.engine.compare import ApComparison, Comparison, compare_masks, compare_results
 from malcli.engine.gallery import draw_galleries

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from malcli.config import EvalConfig, FitConfig, LabelConfig
+from malcli.config.evaluate import EvalConfig
+from malcli.config.fit import FitConfig
+from malcli.config.label import LabelConfig
 from malcli.data.augment import ViewOdds
 from malcli.data.formats import open_boxes, select
 from malcli.data.images import ImageFolder, find_images

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from malcli.config import EvalConfig
+from malcli.config.evaluate import EvalConfig
 from malcli.engine.compare import EQUAL, Comparison
 from malcli.engine.instances import Sides
 from malcli.engine.scores import Scored

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from malcli.config import LabelConfig
+from malcli.config.label import LabelConfig
 from malcli.data.images import BadImage, ImageFolder, decode_image, resolve
 from malcli.data.rois import Roi, crop_batch, image_rois
 from malcli.engine.adaptive import crop_sides, same_sided, side_of

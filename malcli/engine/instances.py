@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from malcli.config import EvalConfig
+from malcli.config.evaluate import EvalConfig
 from malcli.data.coco import read_results
 from malcli.data.formats import open_boxes
 from malcli.data.stream import JsonText, open_regular

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from malcli import __version__, files
-from malcli.config import LabelConfig
+from malcli.config.label import LabelConfig
 from malcli.data.formats import recognise
 from malcli.data.parquet import images_path
 from malcli.data.stream import JsonText, open_regular

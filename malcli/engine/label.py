@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from malcli.config import LabelConfig
+from malcli.config.label import LabelConfig
 from malcli.data.images import ImageFolder
 from malcli.engine import jobs, survey
 from malcli.engine.crew import Crew

@@ -5,7 +5,7 @@ torch is loaded only where a network is needed.
 
 from typing import TYPE_CHECKING
 
-from malcli.config import EvalConfig
+from malcli.config.evaluate import EvalConfig
 from malcli.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
-from malcli.config import FitConfig
+from malcli.config.fit import FitConfig
 from malcli.model.checkpoint import load_labeler_weights, read_tensors
 from malcli.model.labeler import Architecture, MaskLabeler, build_labeler
 from malcli.model.pretrained import load_encoder_weights, load_hub_weights

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from malcli.config import FitConfig
+from malcli.config.fit import FitConfig
 from malcli.data.augment import flip_where, student_view
 from malcli.data.training import RoiBatch, profile_mask, rectangle_mask
 from malcli.losses.colour import with_colour

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from malcli.config import RetentionConfig
+from malcli.config.retention import RetentionConfig
 from malcli.data.student_images import StudentImages, Targets
 from malcli.engine import launch
 from malcli.engine.failures import failures_named

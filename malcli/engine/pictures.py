@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from malcli.config import FitConfig
+from malcli.config.fit import FitConfig
 from malcli.data.training import TrainingCrops, collate
 from malcli.engine.objective import box_mask, loss_side, probabilities, refine
 from malcli.model.labeler import MaskLabeler

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from malcli.config import RetentionConfig
+from malcli.config.retention import RetentionConfig
 from malcli.engine.instances import open_predicted, read_predicted
 from malcli.engine.study import (
     MEASURING,

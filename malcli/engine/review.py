@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from malcli.config import LabelConfig
+from malcli.config.label import LabelConfig
 from malcli.data.formats import open_boxes
 from malcli.files import replacing
 from malcli.records import STATUS_OK, BoxTable, Problems, category_names, records_of

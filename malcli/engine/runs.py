@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from malcli.config import FitConfig
+from malcli.config.fit import FitConfig
 from malcli.errors import CheckpointError, ConfigError, OutputError
 from malcli.files import beside, replacing, sync, write_error
 from malcli.report.progress import log

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from malcli.config import FitConfig
+from malcli.config.fit import FitConfig
 from malcli.model.encoders import ImageEncoder
 
 

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import nn
 
-from malcli.config import RetentionConfig
+from malcli.config.retention import RetentionConfig
 from malcli.data.student_images import Sample, StudentImages
 from malcli.engine.signals import StopFlag
 from malcli.engine.students import batches, interrupted, pixels_of

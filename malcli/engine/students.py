@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from malcli.config import RetentionConfig
+from malcli.config.retention import RetentionConfig
 from malcli.data.student_images import Sample, StudentImages, same_samples
 from malcli.data.training import EpochOrder
 from malcli.engine import runs

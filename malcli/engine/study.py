@@ -20,7 +20,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from malcli.config import EvalConfig, RetentionConfig
+from malcli.config.evaluate import EvalConfig
+from malcli.config.retention import RetentionConfig
 from malcli.data.formats import open_boxes, select
 from malcli.data.images import ImageFolder, find_images
 from malcli.data.rois import check_headers

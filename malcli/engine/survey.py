@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from malcli.config import LabelConfig
+from malcli.config.label import LabelConfig
 from malcli.data.formats import open_boxes, select
 from malcli.data.images import ImageFolder, find_images
 from malcli.data.parquet import images_path

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from malcli.config import LabelConfig
+from malcli.config.label import LabelConfig
 from malcli.data.images import ImageFolder
 from malcli.engine.inference import Road, Watch, open_predictor
 from malcli.engine.jobs import Job, Manifest

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from malcli.config import FitConfig
+from malcli.config.fit import FitConfig
 from malcli.data.training import EpochOrder, RoiBatch, TrainingCrops
 from malcli.engine import runs
 from malcli.engine.batches import epoch_batches

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from malcli.cli.main import app
-from malcli.config import FitConfig
+from malcli.config.fit import FitConfig
 
 
 def call(*arguments):

@@ -5,7 +5,10 @@ import typer
 from typer.testing import CliRunner
 
 from malcli.cli.options import Common, add_command, flag_of
-from malcli.config import ConvertConfig, EvalConfig, FitConfig, LabelConfig
+from malcli.config.convert import ConvertConfig
+from malcli.config.evaluate import EvalConfig
+from malcli.config.fit import FitConfig
+from malcli.config.label import LabelConfig
 from malcli.settings import setting
 
 

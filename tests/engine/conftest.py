@@ -16,7 +16,8 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
-from malcli.config import LabelConfig, RetentionConfig
+from malcli.config.label import LabelConfig
+from malcli.config.retention import RetentionConfig
 from malcli.data.scenes import draw_scenes
 from malcli.engine import parts
 from malcli.engine.label import label

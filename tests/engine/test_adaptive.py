@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malcli.config import LabelConfig
+from malcli.config.label import LabelConfig
 from malcli.data.rois import image_rois
 from malcli.engine import parts
 from malcli.engine.adaptive import DETAIL, crop_sides, same_sided, side_of

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from malcli.config import EvalConfig
+from malcli.config.evaluate import EvalConfig
 from malcli.engine import attention
 from malcli.engine.attention import draw_attention
 from malcli.errors import ConfigError, DataFormatError, OutputError

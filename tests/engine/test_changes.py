@@ -10,7 +10,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from malcli.config import ConvertConfig, EvalConfig
+from malcli.config.convert import ConvertConfig
+from malcli.config.evaluate import EvalConfig
 from malcli.data.formats import open_boxes
 from malcli.engine.convert import convert
 from malcli.engine.evaluate import evaluate

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from malcli.config import EvalConfig
+from malcli.config.evaluate import EvalConfig
 from malcli.engine import clustering
 from malcli.engine.clustering import measure_clustering
 from malcli.errors import CheckpointError, ConfigError, DataFormatError, MissingImageError

@@ -8,7 +8,7 @@ import pytest
 from pycocotools import mask as coco_mask
 from rich.console import Console
 
-from malcli.config import EvalConfig
+from malcli.config.evaluate import EvalConfig
 from malcli.engine.evaluate import evaluate
 from malcli.errors import ConfigError, DataFormatError, OutputError
 from malcli.report.tables import eval_tables

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from malcli.config import ConvertConfig
+from malcli.config.convert import ConvertConfig
 from malcli.data.formats import open_boxes
 from malcli.engine import convert as engine
 from malcli.errors import (

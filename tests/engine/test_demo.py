@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from malcli.config import DemoConfig, EvalConfig, FitConfig, LabelConfig
+from malcli.config.demo import DemoConfig
+from malcli.config.evaluate import EvalConfig
+from malcli.config.fit import FitConfig
+from malcli.config.label import LabelConfig
 from malcli.engine import demo as engine
 from malcli.engine.demo import DEMO_FIT, MARKER, OWN, demo, prepare_folder
 from malcli.errors import OutputError

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from malcli.config import EvalConfig
+from malcli.config.evaluate import EvalConfig
 from malcli.data.rois import image_rois
 from malcli.engine.encoding import open_encoder
 from malcli.errors import CheckpointError, ConfigError, RunError

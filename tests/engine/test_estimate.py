@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from malcli.config import LabelConfig
+from malcli.config.label import LabelConfig
 from malcli.data.coco import read_coco
 from malcli.engine import estimate as estimates
 from malcli.engine.estimate import estimate, known_rate, output_bytes, remember_rate

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from malcli.config import EvalConfig
+from malcli.config.evaluate import EvalConfig
 from malcli.data.formats import open_boxes, writer_of
 from malcli.engine.evaluate import evaluate
 from malcli.errors import ConfigError, DataFormatError, MissingImageError, OutputError
@@ -325,7 +325,7 @@ def test_without_pred_the_boxes_of_gt_are_labelled_first(truth, scenes, tmp_path
 
 def test_scores_on_files_need_no_torch(scenes):
     code = (
-        "import sys; from pathlib import Path; from malcli.config import EvalConfig\n"
+        "import sys; from pathlib import Path; from malcli.config.evaluate import EvalConfig\n"
         "from malcli.engine.evaluate import evaluate\n"
         "path = Path(sys.argv[1])\n"
         "assert evaluate(EvalConfig(gt=path, pred=path)).metrics['miou']['all'] == 1\n"

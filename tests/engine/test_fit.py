@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from malcli.config import FitConfig
+from malcli.config.fit import FitConfig
 from malcli.engine import trainer as trainer_module
 from malcli.engine.fit import fit
 from malcli.engine.signals import StopFlag

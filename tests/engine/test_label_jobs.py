@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from malcli.config import LabelConfig
+from malcli.config.label import LabelConfig
 from malcli.engine.label import label
 from malcli.errors import (
     CheckpointError,

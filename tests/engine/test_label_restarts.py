@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from malcli.config import LabelConfig
+from malcli.config.label import LabelConfig
 from malcli.engine import inference, parts
 from malcli.engine.label import label
 from malcli.engine.parts import PartFolder

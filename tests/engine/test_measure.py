@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from malcli.config import EvalConfig
+from malcli.config.evaluate import EvalConfig
 from malcli.engine.measure import check_options, measure
 from malcli.errors import ConfigError
 
@@ -43,7 +43,7 @@ def test_options_that_go_together_pass():
 
 def test_scores_on_files_come_without_torch(scenes):
     code = (
-        "import sys; from pathlib import Path; from malcli.config import EvalConfig\n"
+        "import sys; from pathlib import Path; from malcli.config.evaluate import EvalConfig\n"
         "from malcli.engine.measure import measure\n"
         "path = Path(sys.argv[1])\n"
         "assert measure(EvalConfig(gt=path, pred=path)).metrics['miou']['all'] == 1\n"

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from malcli.config import FitConfig
+from malcli.config.fit import FitConfig
 from malcli.engine.networks import build_networks, with_architecture_of_weights
 from malcli.errors import CheckpointError
 from malcli.model.checkpoint import Checkpoint, read_tensors, save_checkpoint

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from malcli.config import FitConfig
+from malcli.config.fit import FitConfig
 from malcli.data.training import RoiBatch, rectangle_mask
 from malcli.engine import objective
 from malcli.engine.objective import Stopwatch, batch_losses, box_mask, loss_side, probabilities

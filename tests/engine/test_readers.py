@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from malcli.config import ConvertConfig
+from malcli.config.convert import ConvertConfig
 from malcli.engine.convert import convert
 from malcli.geometry.rle import encode_crop
 

@@ -4,7 +4,7 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from malcli.config import EvalConfig
+from malcli.config.evaluate import EvalConfig
 from malcli.engine import phase2, students
 from malcli.engine import retention as engine
 from malcli.engine.evaluate import evaluate

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from malcli.config import LabelConfig
+from malcli.config.label import LabelConfig
 from malcli.engine import review
 from malcli.engine.review import write_report, write_review
 from malcli.records import Problems

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from malcli.config import FitConfig
+from malcli.config.fit import FitConfig
 from malcli.engine.schedule import (
     Schedule,
     build_optimizer,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from malcli.config import LabelConfig
+from malcli.config.label import LabelConfig
 from malcli.engine.signals import StopFlag, command_of
 
 

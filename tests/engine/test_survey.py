@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from malcli.config import LabelConfig
+from malcli.config.label import LabelConfig
 from malcli.engine.survey import auto_batch, crop_size_of, result_settings, share_of
 from malcli.errors import ConfigError
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malcli.config import LabelConfig
+from malcli.config.label import LabelConfig
 from malcli.data.formats import open_boxes
 from malcli.data.images import find_images
 from malcli.engine import thresholds
@@ -151,7 +151,7 @@ def test_boxes_that_cannot_be_read_leave_the_checkpoints_thresholds(job, data, t
 
 
 def test_a_fit_keeps_the_thresholds_in_its_checkpoint(data, tiny, tmp_path):
-    from malcli.config import FitConfig
+    from malcli.config.fit import FitConfig
 
     path = tmp_path / "checkpoint.safetensors"
     before = dataclasses.replace(load_checkpoint(tiny), threshold=(0.01, 0.02, 0.03))

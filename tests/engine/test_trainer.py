@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from malcli.config import FitConfig
+from malcli.config.fit import FitConfig
 from malcli.engine import trainer as trainer_module
 from malcli.engine.fit import fit
 from malcli.engine.signals import StopFlag

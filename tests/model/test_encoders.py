@@ -7,7 +7,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from malcli.config import ENCODER_NAMES
+from malcli.config.shared import ENCODER_NAMES
 from malcli.errors import ConfigError
 from malcli.model import encoders
 from malcli.model.encoders import (

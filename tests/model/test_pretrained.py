@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from malcli.config import ENCODER_NAMES
+from malcli.config.shared import ENCODER_NAMES
 from malcli.errors import CheckpointError, ConfigError
 from malcli.model import pretrained
 from malcli.model.encoders import ENCODERS, ImageEncoder, build_encoder
