@@ -41,6 +41,7 @@ from malcli.model.checkpoint import Checkpoint
 from malcli.records import STATUS_EMPTY, STATUS_OK, BoxTable
 from malcli.report.progress import log
 
+EVIDENCE_SIDE = 64  # the score's weights were fitted at this side; finer maps only cost time
 BATCHES_AHEAD = 2  # cropped before and encoded after the batch in the network
 
 Item = TypeVar("Item")
@@ -131,8 +132,10 @@ def open_predictor(config: LabelConfig, manifest: Manifest, checkpoint: Checkpoi
 def evidence_of(
     roi: Roi, crop_SS3: NDArray[np.uint8], prob_GG: NDArray[np.float32]
 ) -> dict[str, float]:
-    """Return what the score of a box is made of."""
+    """Return what the score of a box is made of, read at a side of `EVIDENCE_SIDE` at most."""
     box = roi_frame(roi.window.astype(np.float64), roi.roi)
+    if len(prob_GG) > EVIDENCE_SIDE:
+        prob_GG = cv2.resize(prob_GG, (EVIDENCE_SIDE,) * 2, interpolation=cv2.INTER_AREA)
     colour_GG3 = cv2.resize(crop_SS3, prob_GG.shape[::-1], interpolation=cv2.INTER_AREA)
     x0, y0, x1, y1 = roi.window.tolist()
     return evidence(prob_GG, box, colour_GG3, (x1 - x0) * (y1 - y0), roi.overlap)

@@ -4,13 +4,12 @@ For each of `confidence.EVIDENCE` that cross-validation kept, and the intercept.
 """
 
 WEIGHTS = {
-    "intercept": -2.6382,
-    "certainty": 0.9497,
-    "fill": 1.8698,
-    "touch": -0.4011,
-    "overlap": -1.5658,
-    "edge": 0.3337,
-    "corner": -0.5017,
-    "texture": -0.1873,
-    "size": 0.1069,
+    "intercept": -1.7210,
+    "certainty": 1.2411,
+    "fill": 0.8976,
+    "touch": -0.6360,
+    "overlap": -1.6865,
+    "edge": 0.1227,
+    "corner": -0.2494,
+    "texture": -0.1300,
 }
