@@ -87,7 +87,7 @@ def test_a_malcli_file_says_its_preset_at_any_header_length(tmp_path):
 
 def test_the_labeler_that_ships_implies_nothing():
     assert preset_of(SHIPPED) is None
-    assert settings_of(SHIPPED)["crop_size"] == 192
+    assert settings_of(SHIPPED)["encoder"] == "vit_deit_tiny"
 
 
 @pytest.mark.parametrize(
