@@ -1,7 +1,7 @@
 """How long `malcli label` takes for whole data sets, from rates measured here or given.
 
     python benchmarks/project_label.py [--checkpoint RUN|FILE] [--device auto|cpu|cuda]
-        [--precision auto] [--batch-size 16] [--seconds 20] [--tta flip] [--refine crf]
+        [--precision auto] [--batch-size 16] [--seconds 20] [--tta flip] [--refine colour]
     python benchmarks/project_label.py --rate 1500 --host 0.9     rates measured before
 
 Measures the network on crops of noise, as `label` runs it (views, refining and copies back to the
@@ -95,7 +95,7 @@ def main() -> None:
     path = locate_checkpoint(given.checkpoint)
     checkpoint = load_checkpoint(path)
     side = checkpoint.architecture.crop_size
-    host = given.host or measure_host(side, config.refine == "crf")
+    host = given.host or measure_host(side, config.refine != "none")
     print(
         f"host: {host:.2f} ms of CPU a box beside the network ({side} px, refine {config.refine})"
     )

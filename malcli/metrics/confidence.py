@@ -64,20 +64,22 @@ def evidence(
     part = prob[top : bottom + 1, left : right + 1]
     ends = (part[0].max(), part[-1].max(), part[:, 0].max(), part[:, -1].max())
     # Planes one after the other: sums over channels are four times as fast.
-    colour_3GG = np.ascontiguousarray(np.moveaxis(colour_GG3, 2, 0), dtype=np.float64)
+    colour_3GG = np.ascontiguousarray(np.moveaxis(colour_GG3, 2, 0))
+    # Levels as small whole numbers: equal differences in a third of the time.
+    signed = colour_3GG.astype(np.int16 if colour_3GG.dtype == np.uint8 else np.float64)
     return {
         "certainty": float(np.log(certain / (1 - certain))),
         "fill": float(total / weight.sum()),
         "touch": float(sum(ends) / 4),
         "overlap": min(overlap, LARGEST_OVERLAP),
-        "edge": _edge(inside, colour_3GG),
+        "edge": _edge(inside, signed),
         "corner": _corner(part),
-        "texture": _texture(inside, colour_3GG),
+        "texture": _texture(inside, colour_3GG.astype(np.float64)),
         "size": float(np.log(np.clip(np.sqrt(sides), *SIDES))),
     }
 
 
-def _edge(inside_GG: FloatArray, colour_3GG: FloatArray) -> float:
+def _edge(inside_GG: FloatArray, colour_3GG: NDArray[Any]) -> float:
     """Return the change of colour where the probability changes, as a multiple of the crop's."""
     across = total = everywhere = 0.0
     for axis in (0, 1):
