@@ -25,7 +25,6 @@ from malcli.engine.exclusive import exclusive
 from malcli.engine.jobs import Job, Manifest
 from malcli.engine.parts import Outcome, PartFolder, merge, missing_error
 from malcli.engine.signals import StopFlag, command_of
-from malcli.engine.survey import timed as _timed
 from malcli.errors import DataFormatError, Interrupted, MalcliError, OutputError
 from malcli.model.locate import locate_checkpoint, preset_of
 from malcli.records import Problems
@@ -94,6 +93,9 @@ def label(config: LabelConfig) -> LabelResult:
     Every annotation of the input is in the output, in order, with a status. Equal jobs give equal
     bytes, whatever the shards, processes and interruptions.
 
+    Args:
+        config: The settings.
+
     Returns:
         Counts by status; `merged` is false while parts of other shards are missing.
 
@@ -114,7 +116,7 @@ def label(config: LabelConfig) -> LabelResult:
 def _dry_run(config: LabelConfig) -> LabelResult:
     """Read everything, check every image's header, and count what would be labelled."""
     result = LabelResult()
-    with _timed(result.seconds, "read"):
+    with survey.timed(result.seconds, "read"):
         table, folder = survey.open_data(config)
         result.counts = survey.check_images(config, table, folder)
         result.estimate = estimate(config, table, result.counts, config.num_processes)
@@ -149,7 +151,7 @@ class _Start:
         manifest = jobs.find_unfinished(job, self.out, self.config.overwrite)
         if self.config.resume and manifest is None:
             log(f"{self.out}: nothing to resume; starting")
-        with _timed(self.result.seconds, "read"):
+        with survey.timed(self.result.seconds, "read"):
             table, folder = survey.open_data(self.config)
             self.result.problems = table.problems
             if self.config.strict:
@@ -172,7 +174,7 @@ class _Start:
         """Return the job; an output of another job is refused."""
         config = self.config
         if config.merge:
-            with _timed(self.result.seconds, "read"):
+            with survey.timed(self.result.seconds, "read"):
                 job = jobs.job_to_merge(config, self.out)
             kept: dict[str, Any] = {
                 n: job.settings.get(n) for n in ("categories", "limit", "format")
@@ -182,7 +184,7 @@ class _Start:
         checkpoint = self.result.checkpoint = locate_checkpoint(config.checkpoint)
         if survey.is_same(checkpoint, self.out):
             raise OutputError(f"{self.out}: --out is also the checkpoint; name another")
-        with _timed(self.result.seconds, "read"):
+        with survey.timed(self.result.seconds, "read"):
             job = jobs.job_of(config, self.settings, checkpoint)
         if not config.overwrite:
             jobs.refuse_other(job, jobs.read_stamp(self.out), self.out)
@@ -280,10 +282,10 @@ class _Start:
             log(f"label: {manifest.batch_size} crops a batch need too much memory; now {smaller}")
             manifest = jobs.with_batch_size(self.out, manifest, smaller)
         if self.config.overlaps != "keep":
-            with _timed(self.result.seconds, "paste"):
+            with survey.timed(self.result.seconds, "paste"):
                 images = parts.table.take(np.array([one.row for one in outcomes]), "image")
                 outcomes = exclusive(outcomes, images["image"].to_pylist(), self.config.overlaps)
-        with _timed(self.result.seconds, "write"):
+        with survey.timed(self.result.seconds, "write"):
             parts.write(index, outcomes)
         return manifest
 
@@ -329,7 +331,7 @@ class _Start:
                 self.result.counts = parts.count(mine)
                 log(f"label: this share is done; {len(missing)} of {len(parts)} parts are not")
                 return self.result
-            with _timed(self.result.seconds, "write"):
+            with survey.timed(self.result.seconds, "write"):
                 counts = parts.count()
                 self._refuse_bad(counts)
                 stamp = jobs.stamp_of(job, manifest, counts)
