@@ -62,17 +62,19 @@ class Recorder(Road):
 
     kept: dict[int, list[float]]
 
-    def _score(
+    def _scores(
         self,
-        roi: Roi,
-        crop_SS3: NDArray[np.uint8],
-        prob_map: NDArray[np.float32],
-        mask: NDArray[np.bool_],
-    ) -> float:
-        prob = paste_mask(prob_map, roi.roi, roi.window)
-        found = evidence_of(roi, crop_SS3, prob_map)
-        self.kept[roi.row] = [found[name] for name in EVIDENCE] + [float(prob[mask].mean())]
-        return super()._score(roi, crop_SS3, prob_map, mask)
+        rois: list[Roi],
+        crops_BSS3: NDArray[np.uint8],
+        prob_BGG: NDArray[np.float32],
+        masks: list[NDArray[np.bool_]],
+    ) -> list[float]:
+        found = evidence_of(rois, crops_BSS3, prob_BGG)
+        for place, (roi, mask) in enumerate(zip(rois, masks, strict=True)):
+            prob = paste_mask(prob_BGG[place], roi.roi, roi.window)
+            mean = float(prob[mask].mean()) if mask.any() else 0.0
+            self.kept[roi.row] = [float(found[name][place]) for name in EVIDENCE] + [mean]
+        return super()._scores(rois, crops_BSS3, prob_BGG, masks)
 
 
 def measure(gt: Path, images: Path | None, checkpoint: Path | None, limit: int | None) -> Columns:
@@ -109,13 +111,7 @@ def compared(table: Any, outcomes: list[Outcome], kept: dict[int, list[float]]) 
 
 def scores_of(columns: Columns, weights: Mapping[str, float]) -> NDArray[np.float64]:
     """Return the scores of all masks by given weights."""
-    count = len(columns["iou"])
-    return np.array(
-        [
-            predict_iou({name: columns[name][row] for name in EVIDENCE}, weights)
-            for row in range(count)
-        ]
-    )
+    return predict_iou({name: columns[name] for name in EVIDENCE}, weights)
 
 
 def cross_validated(columns: Columns, names: Sequence[str]) -> NDArray[np.float64]:

@@ -10,10 +10,10 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -33,7 +33,7 @@ from malcli.engine.survey import workers_of
 from malcli.errors import RunError
 from malcli.geometry.areas import paste_majority
 from malcli.geometry.boxes import roi_frame
-from malcli.geometry.crops import paste_mask
+from malcli.geometry.crops import paste_mask, resize
 from malcli.geometry.released import paste_bilinear
 from malcli.geometry.rle import empty_rle, encode_crop
 from malcli.metrics.confidence import evidence, predict_iou
@@ -42,6 +42,7 @@ from malcli.records import STATUS_EMPTY, STATUS_OK, BoxTable
 from malcli.report.progress import log
 
 EVIDENCE_SIDE = 64  # the score's weights were fitted at this side; finer maps only cost time
+FINISHED_AT_ONCE = 8  # boxes whose masks are in memory together: of large images they are large
 BATCHES_AHEAD = 2  # cropped before and encoded after the batch in the network
 
 Item = TypeVar("Item")
@@ -130,15 +131,32 @@ def open_predictor(config: LabelConfig, manifest: Manifest, checkpoint: Checkpoi
 
 
 def evidence_of(
-    roi: Roi, crop_SS3: NDArray[np.uint8], prob_GG: NDArray[np.float32]
-) -> dict[str, float]:
-    """Return what the score of a box is made of, read at a side of `EVIDENCE_SIDE` at most."""
-    box = roi_frame(roi.window.astype(np.float64), roi.roi)
-    if len(prob_GG) > EVIDENCE_SIDE:
-        prob_GG = cv2.resize(prob_GG, (EVIDENCE_SIDE,) * 2, interpolation=cv2.INTER_AREA)
-    colour_GG3 = cv2.resize(crop_SS3, prob_GG.shape[::-1], interpolation=cv2.INTER_AREA)
-    x0, y0, x1, y1 = roi.window.tolist()
-    return evidence(prob_GG, box, colour_GG3, (x1 - x0) * (y1 - y0), roi.overlap)
+    rois: Sequence[Roi], crops_BSS3: NDArray[np.uint8], prob_BGG: NDArray[np.float32]
+) -> dict[str, NDArray[np.float64]]:
+    """Return what the scores of boxes are made of, read at a side of `EVIDENCE_SIDE` at most."""
+    side = min(prob_BGG.shape[-1], EVIDENCE_SIDE)
+    if prob_BGG.shape[-1] > side:
+        prob_BGG = np.stack([resize(prob_GG, (side, side)) for prob_GG in prob_BGG])
+    pairs = zip(rois, crops_BSS3, strict=True)
+    colour_BGG3 = np.stack([_cell_colours(roi, crop_SS3, side) for roi, crop_SS3 in pairs])
+    roi_B4, window_B4 = (np.stack([getattr(roi, key) for roi in rois]) for key in ("roi", "window"))
+    sides_B = np.prod(window_B4[:, 2:] - window_B4[:, :2], axis=1)
+    overlap_B = np.array([roi.overlap for roi in rois])
+    box_B4 = roi_frame(window_B4.astype(np.float64), roi_B4)
+    return evidence(prob_BGG, box_B4, colour_BGG3, sides_B, overlap_B)
+
+
+def _cell_colours(roi: Roi, crop_SS3: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Return the mean colours of a grid's cells: of the image's pixels, or of the crop's if fewer.
+
+    A crop of a small box has many pixels that tell nothing new and cost time.
+    """
+    x0, y0, x1, y1 = roi.roi.tolist()
+    height, width = roi.image_hw
+    whole = x0 >= 0 and y0 >= 0 and x1 <= width and y1 <= height
+    if whole and (x1 - x0) * (y1 - y0) < crop_SS3.shape[0] * crop_SS3.shape[1]:
+        crop_SS3 = roi.image[y0:y1, x0:x1]
+    return resize(crop_SS3, (side, side))
 
 
 class Road:
@@ -284,51 +302,71 @@ class Road:
                 "the network gave values that are no numbers; --precision fp32 avoids overflow, "
                 "else the checkpoint is damaged"
             )
-        outcomes = [
-            self._outcome(roi, crops_BSS3[place], *(array[place] for array in arrays))
-            for place, roi in enumerate(rois)
-        ]
+        outcomes: list[Outcome] = []
+        for begin in range(0, len(rois), FINISHED_AT_ONCE):
+            some = slice(begin, begin + FINISHED_AT_ONCE)
+            outcomes += self._outcomes(rois[some], crops_BSS3[some], [a[some] for a in arrays])
         self._free.append(crops_BSS3)
         return outcomes
 
-    def _outcome(
-        self,
-        roi: Roi,
-        crop_SS3: NDArray[np.uint8],
-        prob_map: NDArray[np.float32],
-        refined_SS: NDArray[np.uint8] | None = None,
-    ) -> Outcome:
-        """Return a box's mask and score."""
-        released = self.rule.geometry == "released"
+    def _outcomes(
+        self, rois: list[Roi], crops_BSS3: NDArray[np.uint8], maps: list[NDArray[Any]]
+    ) -> list[Outcome]:
+        """Return boxes' masks and scores."""
         with self.watch.cpu("paste"):
-            if refined_SS is None:
-                paste = paste_bilinear if released else paste_mask
-                mask = paste(prob_map, roi.roi, roi.window) > self.rule.threshold[roi.size]
-            elif released:
-                mask = paste_bilinear(refined_SS.astype(np.float32), roi.roi, roi.window) > 0.5
-            else:
-                mask = paste_majority(refined_SS, roi.roi, roi.window)
-            area = int(np.count_nonzero(mask))
-            score = self._score(roi, crop_SS3, prob_map, mask) if area else 0.0
+            masks = [self._mask(*each) for each in zip(rois, *maps, strict=True)]
+            areas = [int(np.count_nonzero(mask)) for mask in masks]
+            scores = self._scores(rois, crops_BSS3, maps[0], masks)
         with self.watch.cpu("encode"):
-            if not area or score < self.rule.min_score:
-                counts = empty_rle(roi.image_hw)["counts"]
-                return Outcome(roi.row, STATUS_EMPTY, *roi.image_hw, counts, 0, 0.0)
-            rle = encode_crop(mask, int(roi.window[0]), int(roi.window[1]), roi.image_hw)
-            return Outcome(roi.row, STATUS_OK, *roi.image_hw, rle["counts"], area, score)
+            return [
+                self._outcome(*each) for each in zip(rois, masks, areas, scores, strict=True)
+            ]
 
-    def _score(
+    def _mask(
+        self, roi: Roi, prob_GG: NDArray[np.float32], refined_SS: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.bool_]:
+        """Return a box's mask, (h, w) of its window."""
+        released = self.rule.geometry == "released"
+        if refined_SS is None:
+            paste = paste_bilinear if released else paste_mask
+            mask: NDArray[np.bool_] = (
+                paste(prob_GG, roi.roi, roi.window) > self.rule.threshold[roi.size]
+            )
+            return mask
+        if released:
+            half: NDArray[np.bool_] = (
+                paste_bilinear(refined_SS.astype(np.float32), roi.roi, roi.window) > 0.5
+            )
+            return half
+        return paste_majority(refined_SS, roi.roi, roi.window)
+
+    def _scores(
         self,
-        roi: Roi,
-        crop_SS3: NDArray[np.uint8],
-        prob_map: NDArray[np.float32],
-        mask: NDArray[np.bool_],
-    ) -> float:
-        """Return the estimated IoU of a mask, or under `released` its mean probability."""
-        if self.rule.geometry == "released":
-            prob = paste_bilinear(prob_map, roi.roi, roi.window)
-            return round(float(prob[mask].mean(dtype=np.float64)), 6)
-        return round(predict_iou(evidence_of(roi, crop_SS3, prob_map)), 6)
+        rois: list[Roi],
+        crops_BSS3: NDArray[np.uint8],
+        prob_BGG: NDArray[np.float32],
+        masks: list[NDArray[np.bool_]],
+    ) -> list[float]:
+        """Return the estimated IoUs of masks, or under `released` their mean probabilities."""
+        if self.rule.geometry != "released":
+            return predict_iou(evidence_of(rois, crops_BSS3, prob_BGG)).tolist()
+        pasted = [
+            paste_bilinear(prob_GG, roi.roi, roi.window)
+            for prob_GG, roi in zip(prob_BGG, rois, strict=True)
+        ]
+        return [
+            float(prob[mask].mean(dtype=np.float64)) if mask.any() else 0.0
+            for prob, mask in zip(pasted, masks, strict=True)
+        ]
+
+    def _outcome(self, roi: Roi, mask: NDArray[np.bool_], area: int, score: float) -> Outcome:
+        """Return what becomes of a box."""
+        score = round(score, 6)
+        if not area or score < self.rule.min_score:
+            counts = empty_rle(roi.image_hw)["counts"]
+            return Outcome(roi.row, STATUS_EMPTY, *roi.image_hw, counts, 0, 0.0)
+        rle = encode_crop(mask, int(roi.window[0]), int(roi.window[1]), roi.image_hw)
+        return Outcome(roi.row, STATUS_OK, *roi.image_hw, rle["counts"], area, score)
 
     def _ahead(
         self, work: Callable[[Item], Made], items: Iterable[Item], count: int

@@ -3,6 +3,8 @@
 The evidence is read off a box's probabilities, its pixels and its neighbours; the score is a
 logistic function of it, with weights that were fitted once to IoUs with human masks. Also measures
 how good a score is. Knows nothing of files or networks.
+
+Shape suffixes: B boxes, G cells along a side of the crops' grid, N cells of a grid.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,113 +30,147 @@ NEWTON_STEPS = 50
 
 
 def evidence(
-    prob_GG: NDArray[np.floating],
-    box: FloatArray,
-    colour_GG3: NDArray[Any],
-    sides: float,
-    overlap: float = 0.0,
-) -> dict[str, float]:
-    """Return what a box's probabilities, pixels and neighbours tell of its mask.
+    prob_BGG: NDArray[np.floating],
+    box_B4: FloatArray,
+    colour_BGG3: NDArray[Any],
+    sides_B: FloatArray,
+    overlap_B: FloatArray,
+) -> dict[str, FloatArray]:
+    """Return what the probabilities, pixels and neighbours of boxes tell of their masks.
+
+    Many boxes at once: of a single one, calls would cost more than sums.
 
     Args:
-        prob_GG: (G, G) probabilities on the crop's grid, in [0, 1].
-        box: (4,) x0 y0 x1 y1 of the box in the unit square of the crop.
-        colour_GG3: (G, G, 3) mean colours of the grid's cells, in [0, 255].
-        sides: Width times height of the box, pixels of the image.
-        overlap: Largest IoU of the box with another one of the image.
+        prob_BGG: (B, G, G) probabilities on the crops' grid, in [0, 1].
+        box_B4: (B, 4) x0 y0 x1 y1 of the box in the unit square of its crop.
+        colour_BGG3: (B, G, G, 3) mean colours of the grid's cells, in [0, 255].
+        sides_B: (B,) width times height of the box, pixels of the image.
+        overlap_B: (B,) largest IoU of the box with another one of the image.
 
     Returns:
-        `certainty`: the logit of the probability where there is any, its mean in the box weighted
-        by itself; `fill`: the mean probability in the box; `touch`: the largest probability along
-        each of the four sides of the box, their mean; `overlap`, at most 0.5: what lies in two
-        boxes is often given to the wrong one; `edge`: how much more colours change where the
-        probability does than elsewhere in the crop; `corner`: the mean probability of the fullest
-        corner of the box, a quarter of its sides: few objects fill one; `texture`: spread of the
-        colours inside the mask; `size`: log of the box's mean side. No threshold or refinement
-        enters.
+        (B,) values each of `certainty`: the logit of the probability where there is any, its mean
+        in the box weighted by itself; `fill`: the mean probability in the box; `touch`: the largest
+        probability along each of the four sides of the box, their mean; `overlap`, at most 0.5:
+        what lies in two boxes is often given to the wrong one; `edge`: how much more colours change
+        where the probability does than elsewhere in the crop; `corner`: the mean probability of the
+        fullest corner of the box, a quarter of its sides: few objects fill one; `texture`: spread
+        of the colours inside the mask; `size`: log of the box's mean side. No threshold or
+        refinement enters.
     """
-    prob = np.asarray(prob_GG, dtype=np.float64)
-    columns, rows = (_covered(box[axis], box[axis + 2], len(prob)) for axis in (0, 1))
-    weight = rows[:, None] * columns
-    inside = weight * prob
-    total = inside.sum()
-    certain = (inside * prob).sum() / total if total > 0 else 0.0
-    certain = min(max(certain, SMALLEST), 1 - SMALLEST)
-    (top, bottom), (left, right) = _ends(rows), _ends(columns)
-    part = prob[top : bottom + 1, left : right + 1]
-    ends = (part[0].max(), part[-1].max(), part[:, 0].max(), part[:, -1].max())
+    prob_BGG = np.asarray(prob_BGG, dtype=np.float64)
+    grid = prob_BGG.shape[-1]
+    columns_BG, rows_BG = (_covered(box_B4[:, [axis, axis + 2]], grid) for axis in (0, 1))
+    inside_BGG = prob_BGG * rows_BG[:, :, None] * columns_BG[:, None, :]
+    total_B = _sums(inside_BGG)
+    certain_B = _sums(inside_BGG * prob_BGG) / np.maximum(total_B, np.finfo(np.float64).tiny)
+    certain_B = np.clip(certain_B, SMALLEST, 1 - SMALLEST)
+    ends_B4 = np.concatenate([_ends(columns_BG), _ends(rows_BG)], axis=1)[:, [0, 2, 1, 3]]
     # Planes one after the other: sums over channels are four times as fast.
-    colour_3GG = np.ascontiguousarray(np.moveaxis(colour_GG3, 2, 0))
-    # Levels as small whole numbers: equal differences in a third of the time.
-    signed = colour_3GG.astype(np.int16 if colour_3GG.dtype == np.uint8 else np.float64)
+    colour_3BGG = np.ascontiguousarray(np.moveaxis(colour_BGG3, 3, 0))
     return {
-        "certainty": float(np.log(certain / (1 - certain))),
-        "fill": float(total / weight.sum()),
-        "touch": float(sum(ends) / 4),
-        "overlap": min(overlap, LARGEST_OVERLAP),
-        "edge": _edge(inside, signed),
-        "corner": _corner(part),
-        "texture": _texture(inside, colour_3GG.astype(np.float64)),
-        "size": float(np.log(np.clip(np.sqrt(sides), *SIDES))),
+        "certainty": np.log(certain_B / (1 - certain_B)),
+        "fill": total_B / (rows_BG.sum(axis=1) * columns_BG.sum(axis=1)),
+        "touch": _touch(prob_BGG, ends_B4),
+        "overlap": np.minimum(overlap_B, LARGEST_OVERLAP),
+        "edge": _edge(inside_BGG, colour_3BGG),
+        "corner": _corner(prob_BGG, ends_B4),
+        "texture": _texture(inside_BGG, colour_3BGG),
+        "size": np.log(np.clip(np.sqrt(sides_B), *SIDES)),
     }
 
 
-def _edge(inside_GG: FloatArray, colour_3GG: NDArray[Any]) -> float:
+def _sums(values_BGG: NDArray[Any]) -> FloatArray:
+    """Return the sum of each map."""
+    sums: FloatArray = values_BGG.reshape(len(values_BGG), -1).sum(axis=1)
+    return sums
+
+
+def _edge(inside_BGG: FloatArray, colour_3BGG: NDArray[Any]) -> FloatArray:
     """Return the change of colour where the probability changes, as a multiple of the crop's."""
-    across = total = everywhere = 0.0
-    for axis in (0, 1):
-        change_3 = np.diff(colour_3GG, axis=axis + 1)
-        change = np.abs(change_3, out=change_3).sum(axis=0)
-        border = np.diff(inside_GG, axis=axis)
+    # Levels as small whole numbers: equal differences in a third of the time.
+    whole = colour_3BGG.dtype == np.uint8
+    colour_3BGG = colour_3BGG.astype(np.int16 if whole else np.float64)
+    across, total, everywhere = np.zeros((3, len(inside_BGG)))
+    for axis in (1, 2):
+        change_3 = np.diff(colour_3BGG, axis=axis + 1)
+        change = np.abs(change_3, out=change_3).sum(axis=0, dtype=change_3.dtype)
+        border = np.diff(inside_BGG, axis=axis)
         np.abs(border, out=border)
-        across += float((change * border).sum())  # BLAS adds by its threads
-        total += float(border.sum())
-        everywhere += float(change.mean()) / 2
+        total += _sums(border)
+        everywhere += _sums(change) / change[0].size / 2
+        across += _sums(np.multiply(border, change, out=border))
     return across / (total + SMALLEST) / (everywhere + FLAT)
 
 
-def _corner(part_hw: FloatArray) -> float:
-    """Return the largest mean of the four corners of a box's probabilities."""
-    tall, wide = (max(1, side // 4) for side in part_hw.shape)
-    ends = (slice(0, tall), slice(-tall, None)), (slice(0, wide), slice(-wide, None))
-    return max(float(part_hw[rows, columns].mean()) for rows in ends[0] for columns in ends[1])
+def _touch(prob_BGG: FloatArray, ends_B4: NDArray[np.int64]) -> FloatArray:
+    """Return the mean of the largest probabilities along the four sides of boxes."""
+    box = np.arange(len(prob_BGG))
+    cell = np.arange(prob_BGG.shape[-1])
+    left, top, right, bottom = ends_B4.T
+    wide_BG = (cell >= left[:, None]) & (cell <= right[:, None])
+    tall_BG = (cell >= top[:, None]) & (cell <= bottom[:, None])
+    lines = [(prob_BGG[box, side], wide_BG) for side in (top, bottom)]
+    lines += [(prob_BGG[box, :, side], tall_BG) for side in (left, right)]
+    touch: FloatArray = sum(np.where(part, line, 0).max(axis=1) for line, part in lines) / 4
+    return touch
 
 
-def _texture(inside_GG: FloatArray, colour_3GG: FloatArray) -> float:
-    """Return the root of the summed variances of the colours in a mask, a share of 64."""
-    share = inside_GG.ravel() / (inside_GG.sum() + SMALLEST)
-    flat = colour_3GG.reshape(3, -1)
-    # einsum adds in one order; BLAS would by its number of threads.
-    away = flat - np.einsum("cn,n->c", flat, share)[:, None]
-    spread = float(np.einsum("cn,cn,n->", away, away, share))
-    return float(np.sqrt(spread) / 64)
+def _corner(prob_BGG: FloatArray, ends_B4: NDArray[np.int64]) -> FloatArray:
+    """Return the largest mean of the four corners of boxes, a quarter of their sides each."""
+    corners = np.zeros(len(prob_BGG))
+    for place, (left, top, right, bottom) in enumerate(ends_B4.tolist()):
+        tall, wide = max(1, (bottom + 1 - top) // 4), max(1, (right + 1 - left) // 4)
+        part = prob_BGG[place, top : bottom + 1, left : right + 1]
+        high, low = part[:tall].sum(axis=0), part[-tall:].sum(axis=0)
+        sums = (high[:wide].sum(), high[-wide:].sum(), low[:wide].sum(), low[-wide:].sum())
+        corners[place] = max(sums) / (tall * wide)
+    return corners
 
 
-def _covered(low: float, high: float, cells: int) -> FloatArray:
-    """Return the share of each cell along an axis of [0, 1] that an interval covers."""
+def _texture(inside_BGG: FloatArray, colour_3BGG: NDArray[Any]) -> FloatArray:
+    """Return the root of the summed variances of the colours in masks, a share of 64."""
+    count = len(inside_BGG)
+    share_BN = (inside_BGG / (_sums(inside_BGG) + SMALLEST)[:, None, None]).reshape(count, -1)
+    spread_B = np.zeros(count)
+    for plane_BGG in colour_3BGG:
+        level_BN = plane_BGG.reshape(count, -1).astype(np.float64)
+        # einsum adds in one order; BLAS would by its number of threads.
+        level_BN -= np.einsum("bn,bn->b", level_BN, share_BN)[:, None]
+        spread_B += np.einsum("bn,bn,bn->b", level_BN, level_BN, share_BN)
+    return np.sqrt(spread_B) / 64
+
+
+def _covered(interval_B2: FloatArray, cells: int) -> FloatArray:
+    """Return the share of each cell along an axis of [0, 1] that intervals cover, (B, cells)."""
     cell = np.arange(cells)
-    covered: FloatArray = np.minimum(high * cells, cell + 1) - np.maximum(low * cells, cell)
-    return np.clip(covered, 0, 1)
+    low_B1, high_B1 = interval_B2[:, :1] * cells, interval_B2[:, 1:] * cells
+    covered_BG: FloatArray = np.minimum(high_B1, cell + 1) - np.maximum(low_B1, cell)
+    return covered_BG.clip(0, 1)
 
 
-def _ends(covered: FloatArray) -> tuple[int, int]:
-    """Return the first and the last cell that the box covers well, or covers most."""
-    well = np.flatnonzero(covered > min(OUTERMOST, covered.max() / 2))
-    return int(well[0]), int(well[-1])
+def _ends(covered_BG: FloatArray) -> NDArray[np.int64]:
+    """Return the first and the last cell that boxes cover well, or cover most, (B, 2)."""
+    enough_B = np.minimum(OUTERMOST, covered_BG.max(axis=1) / 2)
+    well_BG = covered_BG > enough_B[:, None]
+    last_B = well_BG.shape[1] - 1 - well_BG[:, ::-1].argmax(axis=1)
+    return np.stack([well_BG.argmax(axis=1), last_B], axis=1)
 
 
-def predict_iou(found: Mapping[str, float], weights: Mapping[str, float] = WEIGHTS) -> float:
-    """Return the estimate of a mask's IoU with a human mask, in [0, 1].
+def predict_iou(
+    found: Mapping[str, float | FloatArray], weights: Mapping[str, float] = WEIGHTS
+) -> FloatArray:
+    """Return the estimates of masks' IoU with human masks, in [0, 1], shaped as the evidence.
 
     Args:
-        found: `evidence`: {name: value}, every name of the weights but `intercept`.
+        found: `evidence`: {name: values}, every name of the weights but `intercept`.
         weights: {name: weight} and `intercept`, as `fit_weights` makes them.
     """
-    logit = weights["intercept"]
+    logit = np.asarray(weights["intercept"], dtype=np.float64)
     for name, weight in weights.items():
         if name != "intercept":
-            logit += weight * found[name]
-    return float(1 / (1 + np.exp(-np.clip(logit, -60.0, 60.0))))
+            logit = logit + weight * np.asarray(found[name])
+    estimate: FloatArray = 1 / (1 + np.exp(-np.clip(logit, -60.0, 60.0)))
+    return estimate
 
 
 def fit_weights(

@@ -124,9 +124,11 @@ def test_masks_equal_a_plain_loop_over_boxes(data, tiny, job, tmp_path):
                 and other["malcli_status"] in ("ok", "empty")
             ]
             overlaps = coco_mask.iou([clipped(one["bbox"])], others, [0] * len(others))
-            colour = cv2.resize(crop, prob.shape[::-1], interpolation=cv2.INTER_AREA)
-            pixels, overlap = inside.sum(), float(np.max(overlaps, initial=0))
-            score = predict_iou(evidence(prob, frame, colour, pixels, overlap))
+            if min(begin) >= 0 and right <= W and bottom <= H and side.prod() < crop[..., 0].size:
+                crop = image[top:bottom, left:right]  # it has fewer pixels
+            colour = resized(crop, *prob.shape)
+            of_one = prob, frame, colour, inside.sum(), float(np.max(overlaps, initial=0))
+            score = float(predict_iou(evidence(*(np.asarray(value)[None] for value in of_one)))[0])
             assert one["malcli_score"] == pytest.approx(score, abs=1e-4)
 
 

@@ -9,12 +9,20 @@ from malcli.metrics.confidence import (
     EVIDENCE,
     WEIGHTS,
     auroc,
-    evidence,
     fit_weights,
     measure_score,
     predict_iou,
     spearman,
 )
+from malcli.metrics.confidence import evidence as evidence_of_all
+
+
+
+def evidence(prob, box, colour, sides, overlap=0.0):
+    """The evidence of one box."""
+    one = prob[None], np.asarray(box)[None], colour[None], np.array([sides]), np.array([overlap])
+    return {name: float(value[0]) for name, value in evidence_of_all(*one).items()}
+
 
 FEW = st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0]), min_size=2, max_size=12)
 
@@ -129,6 +137,17 @@ def test_evidence_is_what_its_definition_says(box):
     found = evidence(prob, np.array(box), colour, 900.0, 0.2)
     assert found == pytest.approx(slow_evidence(prob.tolist(), box, colour, 900.0, 0.2))
     assert tuple(found) == EVIDENCE
+
+
+def test_boxes_together_have_the_evidence_of_each_alone():
+    rng = np.random.default_rng(11)
+    prob, colour = rng.random((5, 9, 9)), rng.integers(0, 256, (5, 9, 9, 3)).astype(np.uint8)
+    low = rng.random((5, 2)) / 2
+    box, sides, overlap = np.hstack([low, low + 0.4]), rng.random(5) * 1e4, rng.random(5)
+    together = evidence_of_all(prob, box, colour, sides, overlap)
+    for place, given in enumerate(zip(prob, box, colour, sides, overlap, strict=True)):
+        alone = evidence(*given)
+        assert alone == {name: pytest.approx(value[place]) for name, value in together.items()}
 
 
 def test_no_probability_outside_the_box_is_evidence():
