@@ -23,6 +23,9 @@ STATUS_OK = "ok"
 STATUS_EMPTY = "empty"
 SKIP_REASONS = ("crowd", "group", "inside", "no-image", "bad-image", "bad-box", "memory")
 
+# What a training crop shows: its object as it was, behind a pasted one, or the pasted one itself.
+NOTHING_PASTED, BEHIND, PASTED = range(3)
+
 Record = dict[str, Any]  # an annotation or image as JSON says it
 
 BOX_TYPE = pa.list_(pa.float64(), 4)

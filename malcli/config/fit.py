@@ -25,6 +25,12 @@ class FitConfig(ImageConfig):
     data: Path = setting(help="Box annotations; masks in it are never read.", panel=DATA)
     val: Path | None = setting(None, "Annotations with human masks; they only measure.", panel=DATA)
     val_images: Path | None = setting(None, "Image folder of --val.", panel=DATA)
+    paste: Path | None = setting(
+        None,
+        "Masks of the boxes that label made: their objects are pasted over other images, where "
+        "their pixels are known to be theirs alone.",
+        panel=DATA,
+    )
     out: Path | None = setting(
         None, "Run folder (default: runs/<data>-<encoder>-<n>).", panel=OUTPUT
     )
@@ -245,6 +251,10 @@ class FitConfig(ImageConfig):
         0.5, "Probability of Gaussian blur, student view.", panel=TRAIN, source=SPEC, low=0, high=1
     )
 
+    paste_share: float = setting(
+        0.7, "Share of the crops that get a pasted object (--paste).", panel=TRAIN, low=0, high=1
+    )
+
     mil_weight: float = setting(4.0, "Weight of the MIL loss.", panel=LOSS, source=PAPER, low=0.0)
     mil_form: str = setting(
         "rows+columns",
@@ -313,6 +323,12 @@ class FitConfig(ImageConfig):
         "Bandwidth of those colours' densities, in units of normalised pixels.",
         panel=LOSS,
         low=1e-6,
+    )
+    paste_weight: float = setting(
+        1.0,
+        "Weight of the pasted pixels' loss (--paste): of the object, or against the one behind.",
+        panel=LOSS,
+        low=0.0,
     )
     loss_size: str = setting(
         "grid",

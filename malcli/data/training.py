@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from malcli.data.augment import ViewOdds, draw_views
+from malcli.data.composites import Composites
 from malcli.data.images import BadImage, ImageFolder, decode_image, resolve
 from malcli.geometry.boxes import (
     clip_xyxy,
@@ -30,7 +31,7 @@ from malcli.geometry.boxes import (
 )
 from malcli.geometry.crops import crop_roi
 from malcli.geometry.released import box_pixels, released_area
-from malcli.records import BoxTable
+from malcli.records import NOTHING_PASTED, BoxTable
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ class RoiBatch:
         views_BN: (B, 9) float32 parameters of `draw_views`.
         valid_B: (B,) float32 1, or 0 where the image could not be read.
         row_B: (B,) int64 row of the box in its table.
+        pasted_BSS: (B, S, S) uint8, 255 times the share of each pixel that was pasted; (B, 0, 0)
+            where no composites are made.
+        kind_B: (B,) int64 `NOTHING_PASTED`, `BEHIND` or `PASTED`.
     """
 
     crop_BCHW: Tensor
@@ -72,6 +76,8 @@ class RoiBatch:
     views_BN: Tensor
     valid_B: Tensor
     row_B: Tensor
+    pasted_BSS: Tensor
+    kind_B: Tensor
 
     def pin_memory(self) -> "RoiBatch":
         """Return the batch in page-locked memory, for the DataLoader."""
@@ -110,11 +116,19 @@ class TrainingCrops(Dataset[dict[str, NDArray[Any]]]):
         table: All boxes.
         folder: Where the images are.
         rule: How a box becomes a crop.
+        composites: What pastes objects over images, if anything does.
     """
 
-    def __init__(self, table: BoxTable, folder: ImageFolder, rule: CropRule) -> None:
+    def __init__(
+        self,
+        table: BoxTable,
+        folder: ImageFolder,
+        rule: CropRule,
+        composites: Composites | None = None,
+    ) -> None:
         """Keep plain arrays, which worker processes share without copying."""
         self.rule = rule
+        self.composites = composites
         self.folder = folder
         self.xyxy = xywh_to_xyxy(table.xywh())
         self.image = np.asarray(table.boxes["image"])
@@ -132,15 +146,24 @@ class TrainingCrops(Dataset[dict[str, NDArray[Any]]]):
         views = draw_views(rng, rule.odds)
         number = int(self.image[row])
         hw = (int(self.hw[number, 0]), int(self.hw[number, 1]))
-        box = clip_xyxy(self.xyxy[row], hw)
-        roi = expand_box(box, margins, "released" if rule.expansion == "released" else "exact")
+        given, box = self.xyxy[row], clip_xyxy(self.xyxy[row], hw)
+        made = None
         try:
             image = decode_image(
                 resolve(self.folder.root, self.names[number] or ""), hw, rule.max_pixels
             )
-            crop, valid = crop_roi(image, roi, rule.crop_size, rule.border), 1.0
+            valid = 1.0
+            if self.composites:
+                made = self.composites.draw(rng, row, image, box)
+            if made:
+                image, given, box = made.image, made.box, made.box
         except BadImage:
-            crop, valid = np.zeros((rule.crop_size, rule.crop_size, 3), np.uint8), 0.0
+            image, valid = np.zeros((1, 1, 3), np.uint8), 0.0
+        roi = expand_box(box, margins, "released" if rule.expansion == "released" else "exact")
+        crop = crop_roi(image, roi, rule.crop_size, rule.border)
+        pasted = np.zeros((rule.crop_size if self.composites else 0,) * 2, np.uint8)
+        if made:
+            pasted = crop_roi(made.pasted, roi, rule.crop_size, rule.border)
         whole = np.array([0.0, 0.0, hw[1], hw[0]])
         if rule.box_mask == "inclusive":
             profile = box_profiles(box, roi, hw, rule.crop_size, wrap=rule.border == "wrap")
@@ -151,10 +174,12 @@ class TrainingCrops(Dataset[dict[str, NDArray[Any]]]):
             "box_B4": roi_frame(box, roi).astype(np.float32),
             "image_B4": roi_frame(whole, roi).astype(np.float32),
             "profile_B2S": profile,
-            "size_B": box_size(self.xyxy[row], rule.size_classes),
+            "size_B": box_size(given, rule.size_classes),
             "views_BN": views,
             "valid_B": np.asarray(valid, np.float32),
             "row_B": np.asarray(row, np.int64),
+            "pasted_BSS": pasted,
+            "kind_B": np.asarray(made.kind if made else NOTHING_PASTED, np.int64),
         }
 
 

@@ -19,6 +19,7 @@ from malcli.config.evaluate import EvalConfig
 from malcli.config.fit import FitConfig
 from malcli.config.label import LabelConfig
 from malcli.data.augment import ViewOdds
+from malcli.data.composites import Composites
 from malcli.data.formats import open_boxes, select
 from malcli.data.images import ImageFolder, find_images
 from malcli.data.training import CropRule, TrainingCrops, training_rows
@@ -98,7 +99,8 @@ def fit(config: FitConfig) -> FitResult:
         config.limit,
     )
     rows = _rows(config, table)
-    crops = TrainingCrops(table, find_images(config.data, table, config.images), _rule(config))
+    folder = find_images(config.data, table, config.images)
+    crops = TrainingCrops(table, folder, _rule(config), _composites(config, table))
     check = partial(validate, config, run) if config.val else None
     with StopFlag() as stop, _flush_denormals(), failures_named(run):
         torch.manual_seed(config.seed)
@@ -106,7 +108,7 @@ def fit(config: FitConfig) -> FitResult:
         saved = Checkpoint(student, teacher, architecture, threshold, _public(config))
         trainer = Trainer(config, run, accelerator, saved, crops, rows, check)
         if accelerator.is_main_process:
-            _describe_data(table, rows)
+            _describe_data(crops, table, rows)
             _describe_start(given, trainer, f"{device.type}, {precision}", continued)
             runs.prepare_folder(run, config, hash_file(config.data), continued)
         accelerator.wait_for_everyone()
@@ -202,11 +204,20 @@ def _rule(config: FitConfig) -> CropRule:
     )
 
 
+def _composites(config: FitConfig, table: BoxTable) -> Composites | None:
+    """Return what pastes objects over images; None without `--paste`."""
+    if config.paste is None:
+        return None
+    masks = open_boxes(config.paste, None, config.images)
+    folder = find_images(config.paste, masks, config.images)
+    return Composites(table, masks, folder, config.paste_share, config.max_pixels)
+
+
 def _public(config: FitConfig) -> dict[str, Any]:
     """Return the settings that a checkpoint carries: files by name only, no machine's folders."""
     machine = ("out", "images", "val_images", "workers", "resume", "overwrite")
     plain = {key: value for key, value in to_plain(config).items() if key not in machine}
-    for key in ("data", "val", "weights"):
+    for key in ("data", "val", "weights", "paste"):
         if plain.get(key) not in (None, "none"):
             plain[key] = Path(plain[key]).name
     return plain | {"encoder_licence": licence_of(config.encoder)}
@@ -224,11 +235,14 @@ def _quality(config: FitConfig, scores: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _describe_data(table: BoxTable, rows: NDArray[np.int64]) -> None:
+def _describe_data(crops: TrainingCrops, table: BoxTable, rows: NDArray[np.int64]) -> None:
     """Say on stderr what is trained on."""
     log(f"fit: {len(rows)} of {table.boxes.num_rows} boxes in {table.images.num_rows} images")
     for kind, count in table.problems.counts.items():
         log(f"fit: {count} {kind}, such as {table.problems.examples[kind][0]}")
+    if crops.composites:
+        known = sum(mask is not None for mask in crops.composites.masks)
+        log(f"fit: {len(crops.composites.donors)} of {known} masks give objects to paste")
 
 
 def _describe_start(given: FitConfig, trainer: Trainer, machine: str, continued: bool) -> None:

@@ -318,9 +318,7 @@ class Road:
             areas = [int(np.count_nonzero(mask)) for mask in masks]
             scores = self._scores(rois, crops_BSS3, maps[0], masks)
         with self.watch.cpu("encode"):
-            return [
-                self._outcome(*each) for each in zip(rois, masks, areas, scores, strict=True)
-            ]
+            return [self._outcome(*each) for each in zip(rois, masks, areas, scores, strict=True)]
 
     def _mask(
         self, roi: Roi, prob_GG: NDArray[np.float32], refined_SS: NDArray[np.uint8] | None = None
@@ -349,7 +347,8 @@ class Road:
     ) -> list[float]:
         """Return the estimated IoUs of masks, or under `released` their mean probabilities."""
         if self.rule.geometry != "released":
-            return predict_iou(evidence_of(rois, crops_BSS3, prob_BGG)).tolist()
+            score_B = predict_iou(evidence_of(rois, crops_BSS3, prob_BGG))
+            return [float(score) for score in score_B]
         pasted = [
             paste_bilinear(prob_GG, roi.roi, roi.window)
             for prob_GG, roi in zip(prob_BGG, rois, strict=True)

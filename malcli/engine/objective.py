@@ -19,6 +19,7 @@ from malcli.data.training import RoiBatch, profile_mask, rectangle_mask
 from malcli.losses.colour import with_colour
 from malcli.losses.crf import crf_loss, mean_field
 from malcli.losses.mil import mil_loss, outside_loss
+from malcli.losses.paste import paste_loss
 from malcli.model.labeler import MaskLabeler
 
 
@@ -45,8 +46,8 @@ def batch_losses(
     model: nn.Module,
     autocast: Callable[[], AbstractContextManager[None]],
     watch: Stopwatch,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the MIL, CRF and outside losses of a batch: means over its crops, without weights.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the MIL, CRF, outside and paste losses of a batch: means over its crops, no weights.
 
     Args:
         config: The fit's settings.
@@ -85,8 +86,13 @@ def batch_losses(
     outside_B = torch.zeros_like(mil_B)
     if config.outside_weight:
         outside_B = outside_loss(prob_Bhw, box_Bhw, inside_Bhw)
-    mil, crf, outside = ((loss_B * batch.valid_B).mean() for loss_B in (mil_B, crf_B, outside_B))
-    return mil, crf, outside
+    paste_B = torch.zeros_like(mil_B)
+    if batch.pasted_BSS.shape[-1]:
+        pasted_Bhw = pasted_share(batch, side)
+        paste_B = paste_loss(prob_Bhw, pasted_Bhw, batch.kind_B, box_Bhw, inside_Bhw)
+    losses = (mil_B, crf_B, outside_B, paste_B)
+    mil, crf, outside, paste = ((loss_B * batch.valid_B).mean() for loss_B in losses)
+    return mil, crf, outside, paste
 
 
 def loss_side(config: FitConfig, labeler: MaskLabeler) -> int:
@@ -154,6 +160,12 @@ def refine(
         iterations=config.crf_iterations,
         include_self=config.crf_self,
     )
+
+
+def pasted_share(batch: RoiBatch, side: int) -> Tensor:
+    """Return the share of each grid cell that was pasted, (B, side, side) in [0, 1], flipped."""
+    pasted_BSS = flip_where(batch.pasted_BSS, batch.views_BN).float() / 255
+    return F.adaptive_avg_pool2d(pasted_BSS[:, None], side)[:, 0]
 
 
 def inside_image(batch: RoiBatch, side: int) -> Tensor:

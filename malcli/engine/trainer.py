@@ -148,7 +148,7 @@ class Trainer:
         config, loop, accelerator = self.config, self.loop, self.accelerator
         self._seed_step()
         self._set_rate(self.schedule.used(loop.step, config.lr_timing))
-        sums = torch.zeros(3, device=accelerator.device)
+        sums = torch.zeros(4, device=accelerator.device)
         for number, batch in enumerate(batches):
             self.seen += len(batch.size_B) * accelerator.num_processes
             loop.unreadable += int((batch.valid_B == 0).sum())
@@ -175,10 +175,10 @@ class Trainer:
         place = (self.config.seed, self.loop.step, self.accelerator.process_index)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
-    def _losses(self, batch: RoiBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the total (Eq. 1), MIL and CRF losses of a batch on the device."""
+    def _losses(self, batch: RoiBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the total (Eq. 1), MIL, CRF and paste losses of a batch on the device."""
         config = self.config
-        mil, crf, outside = batch_losses(
+        mil, crf, outside, paste = batch_losses(
             config,
             batch,
             self.student,
@@ -193,7 +193,8 @@ class Trainer:
         mil_ramp = ramp(step, self.loop.epoch, config.mil_ramp)
         crf_ramp = ramp(step, self.loop.epoch, config.crf_ramp)
         total = config.mil_weight * mil_ramp * mil + config.crf_weight * crf_ramp * crf  # Eq. 1
-        return total + config.outside_weight * outside, mil, crf
+        total = total + config.outside_weight * outside + config.paste_weight * paste
+        return total, mil, crf, paste
 
     def _set_rate(self, rate: float) -> None:
         """Write a learning rate into every group."""
@@ -243,7 +244,7 @@ class Trainer:
     def _log_line(self) -> None:
         """Append one line to metrics.jsonl."""
         self._check_finite()
-        loss, mil, crf = self.accelerator.reduce(self.sums, reduction="mean").tolist()
+        loss, mil, crf, paste = self.accelerator.reduce(self.sums, reduction="mean").tolist()
         device = self.accelerator.device
         if device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(device)
@@ -255,6 +256,7 @@ class Trainer:
             "loss": loss,
             "loss_mil": mil,
             "loss_crf": crf,
+            **({"loss_paste": paste} if self.config.paste else {}),
             "lr": self.optimizer.param_groups[0]["lr"],
             "crops_per_s": self.crops_per_s(),
             "memory_mb": round(memory / 1e6),

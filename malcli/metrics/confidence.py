@@ -30,7 +30,7 @@ NEWTON_STEPS = 50
 
 
 def evidence(
-    prob_BGG: NDArray[np.floating],
+    probability_BGG: NDArray[np.floating],
     box_B4: FloatArray,
     colour_BGG3: NDArray[Any],
     sides_B: FloatArray,
@@ -41,7 +41,7 @@ def evidence(
     Many boxes at once: of a single one, calls would cost more than sums.
 
     Args:
-        prob_BGG: (B, G, G) probabilities on the crops' grid, in [0, 1].
+        probability_BGG: (B, G, G) probabilities on the crops' grid, in [0, 1].
         box_B4: (B, 4) x0 y0 x1 y1 of the box in the unit square of its crop.
         colour_BGG3: (B, G, G, 3) mean colours of the grid's cells, in [0, 255].
         sides_B: (B,) width times height of the box, pixels of the image.
@@ -57,7 +57,7 @@ def evidence(
         of the colours inside the mask; `size`: log of the box's mean side. No threshold or
         refinement enters.
     """
-    prob_BGG = np.asarray(prob_BGG, dtype=np.float64)
+    prob_BGG: FloatArray = np.asarray(probability_BGG, dtype=np.float64)
     grid = prob_BGG.shape[-1]
     columns_BG, rows_BG = (_covered(box_B4[:, [axis, axis + 2]], grid) for axis in (0, 1))
     inside_BGG = prob_BGG * rows_BG[:, :, None] * columns_BG[:, None, :]

@@ -6,8 +6,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from malcli.config.fit import FitConfig
+from malcli.config.label import LabelConfig
 from malcli.engine import trainer as trainer_module
 from malcli.engine.fit import fit
+from malcli.engine.label import label
 from malcli.engine.signals import StopFlag
 from malcli.errors import (
     CheckpointError,
@@ -266,6 +268,35 @@ def test_weights_of_a_labeler_start_student_and_teacher(whole, train_scenes, tmp
         torch.equal(value, expected[key.replace("teacher.", "student.")])
         for key, value in started.items()
     )
+
+
+def test_pasting_masks_trains_and_resumes_bit_for_bit(whole, train_scenes, tmp_path):
+    masks = tmp_path / "masks.json"
+    boxes = LabelConfig(boxes=train_scenes.boxes, images=train_scenes.images, out=masks)
+    label(dataclasses.replace(boxes, checkpoint=whole[1].checkpoint, device="cpu", workers=0))
+    small = config(
+        train_scenes,
+        tmp_path / "run",
+        paste=masks,
+        paste_share=1.0,
+        weights=str(whole[1].checkpoint),
+    )
+    fit(small)
+    assert any(line["loss_paste"] > 0 for line in lines(tmp_path / "run"))
+    halves = dataclasses.replace(small, out=tmp_path / "halves")
+    fit(dataclasses.replace(halves, max_steps=2))
+    fit(dataclasses.replace(halves, resume=True, workers=1))
+    whole_run, halved = (load_file(tmp_path / name / "checkpoint.safetensors") for name in
+                         ("run", "halves"))  # fmt: skip
+    assert all(torch.equal(halved[key], value) for key, value in whole_run.items())
+    settings = load_checkpoint(tmp_path / "run" / "checkpoint.safetensors").settings
+    assert settings["paste"] == "masks.json"  # no machine's folders
+
+
+def test_without_masks_to_paste_fit_says_so_before_anything_is_written(train_scenes, tmp_path):
+    with pytest.raises(DataFormatError, match=r"boxes.*has no mask to paste"):
+        fit(config(train_scenes, tmp_path / "run", paste=train_scenes.boxes))
+    assert not (tmp_path / "run").exists()
 
 
 def test_unreadable_images_are_counted_and_training_goes_on(train_scenes, tmp_path):

@@ -40,7 +40,7 @@ def config(**changes):
     return FitConfig(data=Path("x"), crop_size=SIDE, crf_iterations=5, **changes)
 
 
-def batch_of(count=4, seed=0, profiles=False):
+def batch_of(count=4, seed=0, profiles=False, pastes=False):
     generator = torch.Generator().manual_seed(seed)
     low = torch.rand(count, 2, generator=generator) * 0.3
     high = 0.6 + torch.rand(count, 2, generator=generator) * 0.3
@@ -52,6 +52,9 @@ def batch_of(count=4, seed=0, profiles=False):
         profile = torch.zeros(count, 2, SIDE, dtype=torch.uint8)
         profile[:, 0, 5:20] = 1
         profile[:, 1, 9:] = 1
+    pasted = torch.zeros(count, 0, 0, dtype=torch.uint8)
+    if pastes:
+        pasted = torch.randint(0, 256, (count, SIDE, SIDE), generator=generator).byte()
     return RoiBatch(
         crop_BCHW=torch.randint(0, 256, (count, 3, SIDE, SIDE), generator=generator).byte(),
         box_B4=torch.cat([low, high], dim=1),
@@ -61,6 +64,8 @@ def batch_of(count=4, seed=0, profiles=False):
         views_BN=views,
         valid_B=torch.ones(count),
         row_B=torch.arange(count),
+        pasted_BSS=pasted,
+        kind_B=torch.arange(count) % 3 if pastes else torch.zeros(count, dtype=torch.int64),
     )
 
 
@@ -177,7 +182,7 @@ def test_losses_and_mean_field_run_in_float32_without_autocast(monkeypatch):
 
         monkeypatch.setattr(objective, name, watched)
 
-    for name in ("mean_field", "mil_loss", "crf_loss", "outside_loss"):
+    for name in ("mean_field", "mil_loss", "crf_loss", "outside_loss", "paste_loss"):
         watch(name)
 
     class HalfToy(Toy):
@@ -186,20 +191,20 @@ def test_losses_and_mean_field_run_in_float32_without_autocast(monkeypatch):
                 return (super().forward(image_BCHW, size_B)).bfloat16()
 
     losses = losses_of(
-        config(outside_weight=1.0), batch_of(), HalfToy(0), HalfToy(1),
+        config(outside_weight=1.0), batch_of(pastes=True), HalfToy(0), HalfToy(1),
         lambda: torch.autocast("cpu", torch.bfloat16),
     )  # fmt: skip
-    assert len(seen) == 4
+    assert len(seen) == 5
     for name, (autocast, dtypes) in seen.items():
         assert not autocast, name
-        assert dtypes == {torch.float32}, name
+        assert dtypes - {torch.int64} == {torch.float32}, name
     assert all(loss.dtype == torch.float32 for loss in losses)
 
 
 @pytest.mark.skipif(torch.version.cuda is None, reason="fake CUDA tensors need a build with CUDA")
 def test_on_a_gpu_no_value_is_read_back_and_nothing_waits():
     # Fake tensors have a device and no values: whoever asks for one raises.
-    real = batch_of(profiles=True)
+    real = batch_of(profiles=True, pastes=True)
     with FakeTensorMode():
         shapes = [(value.shape, value.dtype) for value in vars(real).values()]
         batch = RoiBatch(
@@ -212,3 +217,33 @@ def test_on_a_gpu_no_value_is_read_back_and_nothing_waits():
         assert {loss.device.type for loss in losses} == {"cuda"}
         with pytest.raises(DataDependentOutputException):
             losses[0].item()
+
+
+def test_the_paste_loss_sees_what_was_pasted_flipped_with_its_crop():
+    batch, student = batch_of(6, pastes=True), Toy(0)
+    settings = config()
+    prob = probabilities(student(student.normalise(flipped(batch)), batch.size_B), GRID)
+    wanted = []
+    for place in range(6):
+        pasted = batch.pasted_BSS[place].float().view(GRID, 4, GRID, 4).mean(dim=(1, 3)) / 255
+        box = rectangle_mask(batch.box_B4[place : place + 1], GRID)[0]
+        inside = (rectangle_mask(batch.image_B4[place : place + 1], GRID)[0] >= 0.5).float()
+        if place % 2 == 0:
+            pasted, box, inside = pasted.flip(-1), box.flip(-1), inside.flip(-1)
+        p, cells = prob[place], (box * inside).sum()
+        if batch.kind_B[place] == 1:
+            wanted.append((-(1 - p).log() * pasted * box * inside).sum() / cells)
+        elif batch.kind_B[place] == 2:
+            surprise = F.binary_cross_entropy(p, pasted, reduction="none") * inside
+            wanted.append(surprise.sum() / cells)
+        else:
+            wanted.append(torch.zeros(()))
+    found = losses_of(settings, batch, student)[3]
+    torch.testing.assert_close(found, torch.stack(wanted).mean())
+
+
+def flipped(batch):
+    """The crops as the networks see them."""
+    crops = batch.crop_BCHW.clone()
+    crops[::2] = crops[::2].flip(-1)
+    return crops

@@ -17,7 +17,6 @@ from malcli.metrics.confidence import (
 from malcli.metrics.confidence import evidence as evidence_of_all
 
 
-
 def evidence(prob, box, colour, sides, overlap=0.0):
     """The evidence of one box."""
     one = prob[None], np.asarray(box)[None], colour[None], np.array([sides]), np.array([overlap])
@@ -145,8 +144,8 @@ def test_boxes_together_have_the_evidence_of_each_alone():
     low = rng.random((5, 2)) / 2
     box, sides, overlap = np.hstack([low, low + 0.4]), rng.random(5) * 1e4, rng.random(5)
     together = evidence_of_all(prob, box, colour, sides, overlap)
-    for place, given in enumerate(zip(prob, box, colour, sides, overlap, strict=True)):
-        alone = evidence(*given)
+    for place, one in enumerate(zip(prob, box, colour, sides, overlap, strict=True)):
+        alone = evidence(*one)
         assert alone == {name: pytest.approx(value[place]) for name, value in together.items()}
 
 
