@@ -8,6 +8,10 @@ One photograph in `--folds` is held out (`--fold` says which ones); the others' 
 trained on. `--set` changes the recipe, so two calls compare two settings. `--crops` ends training
 early, with the schedule of that length. Prints mean IoU by box size with the 95 % interval over
 photographs, boundary IoU and mask AP. `--folds 1` trains on all and measures on `--val`.
+
+`--then recipes/coco_dev_deit_tiny_cpu_paste.toml` trains on from there by another recipe, with the
+masks that the first labeler made of the same boxes to paste; `--crops` and `--set` then change that
+one alone.
 """
 
 import argparse
@@ -17,7 +21,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from malcli import evaluate, fit
+from malcli import evaluate, fit, label
 
 
 def split(gt: dict[str, Any], folds: int, fold: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -39,10 +43,14 @@ def split(gt: dict[str, Any], folds: int, fold: int) -> tuple[dict[str, Any], di
     return {**sides[0], "annotations": boxes}, sides[1]
 
 
-def settings_of(options: argparse.Namespace, boxes: dict[str, Any]) -> dict[str, Any]:
-    """Return the recipe with `--set` and as many epochs as make `--crops`."""
-    values = tomllib.loads(options.recipe.read_text(encoding="utf-8"))
+def settings_of(recipe: Path, options: argparse.Namespace, boxes: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe; the last one with `--set` and as many epochs as make `--crops`."""
+    values = tomllib.loads(recipe.read_text(encoding="utf-8"))
     del values["command"]
+    values.pop("num_processes", None)  # this process alone, with all cores
+    values["pictures_every"] = 0
+    if recipe != (options.then or options.recipe):
+        return values
     for pair in options.set:
         key, _, text = pair.partition("=")
         try:
@@ -58,8 +66,7 @@ def settings_of(options: argparse.Namespace, boxes: dict[str, Any]) -> dict[str,
         ]
         values["epochs"] = max(1, round(options.crops / len(usable)))
         values["warmup_epochs"] = 0.06 * values["epochs"]
-    values.pop("num_processes", None)  # this process alone, with all cores
-    return values | {"pictures_every": 0}
+    return values
 
 
 def show(name: str, scores: dict[str, Any]) -> None:
@@ -79,6 +86,7 @@ def main() -> None:
     parser.add_argument("--val", type=Path, help="measure here, with --folds 1")
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--recipe", type=Path, required=True)
+    parser.add_argument("--then", type=Path, help="a second recipe, from the first one's labeler")
     parser.add_argument("--weights", required=True, help="of the encoder")
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--fold", type=int, default=0)
@@ -93,10 +101,15 @@ def main() -> None:
         data.write_text(json.dumps(boxes), encoding="utf-8")
         measured.write_text(json.dumps(held), encoding="utf-8")
         run = Path(folder) / "run"
-        done = fit(
-            data=data, images=options.images, weights=options.weights, out=run,
-            seed=options.seed, **settings_of(options, boxes),
-        )  # fmt: skip
+        common = {"data": data, "images": options.images, "seed": options.seed}
+        first = settings_of(options.recipe, options, boxes)
+        done = fit(weights=options.weights, out=run, **common, **first)
+        if options.then:
+            masks = Path(folder) / "masks.json"
+            label(boxes=data, images=options.images, checkpoint=run, out=masks)
+            weights, run = run / "checkpoint.safetensors", Path(folder) / "then"
+            second = settings_of(options.then, options, boxes)
+            done = fit(weights=str(weights), paste=masks, out=run, **common, **second)
         scores = evaluate(
             gt=options.val if options.folds == 1 else measured,
             images=options.images,

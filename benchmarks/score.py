@@ -65,16 +65,15 @@ class Recorder(Road):
     def _scores(
         self,
         rois: list[Roi],
-        crops_BSS3: NDArray[np.uint8],
         prob_BGG: NDArray[np.float32],
         masks: list[NDArray[np.bool_]],
     ) -> list[float]:
-        found = evidence_of(rois, crops_BSS3, prob_BGG)
+        found = evidence_of(rois, prob_BGG)
         for place, (roi, mask) in enumerate(zip(rois, masks, strict=True)):
             prob = paste_mask(prob_BGG[place], roi.roi, roi.window)
             mean = float(prob[mask].mean()) if mask.any() else 0.0
             self.kept[roi.row] = [float(found[name][place]) for name in EVIDENCE] + [mean]
-        return super()._scores(rois, crops_BSS3, prob_BGG, masks)
+        return super()._scores(rois, prob_BGG, masks)
 
 
 def measure(gt: Path, images: Path | None, checkpoint: Path | None, limit: int | None) -> Columns:

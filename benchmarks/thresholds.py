@@ -101,8 +101,8 @@ def plain(boxes: Boxes) -> Floats:
 
 
 def refined(boxes: Boxes, predictor: Predictor, threshold: tuple[float, float, float]) -> Floats:
-    """Return the IoU of each box after colours and mean field, (N,)."""
-    predictor.rule = dataclasses.replace(predictor.rule, threshold=threshold, refine="colour")
+    """Return the IoU of each box after the mean field, (N,)."""
+    predictor.rule = dataclasses.replace(predictor.rule, threshold=threshold, refine="crf")
     found = []
     for begin in range(0, len(boxes.rois), BATCH):
         part = slice(begin, begin + BATCH)

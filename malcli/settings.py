@@ -55,7 +55,7 @@ def setting(
     return field(default=default, metadata=meta)
 
 
-_PAPER_LABEL = {"margin": 0.6, "tta": "none", "refine": "none"}
+_PAPER_LABEL = {"network": "student", "margin": 0.6, "tta": "none", "refine": "none"}
 _RELEASED_LABEL = {"threshold": "0.1", **_PAPER_LABEL, "geometry": "released"}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "paper": {

@@ -27,10 +27,10 @@ class LabelConfig(ImageConfig):
     )
     overwrite: bool = setting(False, "Replace an existing output of another job.", panel=OUTPUT)
     network: str = setting(
-        "student",
-        "Network that labels; mean: of both logits.",
+        "teacher",
+        "Network that labels (released code: student); mean: of both logits.",
         panel=LABEL,
-        source=SPEC,
+        source="measured: benchmarks/QUALITY.md",
         choices=("student", "teacher", "mean"),
     )
     tta: str = setting(
@@ -41,7 +41,7 @@ class LabelConfig(ImageConfig):
         choices=("none", "flip"),
     )
     refine: str = setting(
-        "colour",
+        "crf",
         "crf: mean field at crop resolution; colour: the same, from probabilities to which the "
         "crop's own colours are added.",
         panel=LABEL,

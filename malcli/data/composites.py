@@ -6,6 +6,7 @@ al., "Simple Copy-Paste is a Strong Data Augmentation Method", 2021), with masks
 trained on boxes made itself. Knows nothing of networks.
 """
 
+import contextlib
 from typing import Any, NamedTuple
 
 import cv2
@@ -16,12 +17,12 @@ from numpy.typing import NDArray
 from malcli.data.images import BadImage, ImageFolder, decode_image, resolve
 from malcli.errors import DataFormatError
 from malcli.geometry.rle import RleError, decode_rle, from_segmentation, rle_box
-from malcli.records import BEHIND, PASTED, STATUS_OK, BoxTable, Rle, records_of
+from malcli.records import BEHIND, PASTED, STATUS_OK, BoxTable, Rle, to_records
 
 BEHIND_SHARE = 0.5  # of composites
 DONOR_SIDE = 30.0  # pixels; smaller objects are too coarse to be shown elsewhere
 DONOR_QUANTILE = 0.5  # masks with a lower score than this share of all are not cut out
-RELATIVE_SIDES = (0.4, 1.5)  # of a pasted object, in sides of the box that it is pasted at
+RELATIVE_SIDES = (0.25, 1.0)  # of a pasted object, in sides of the box that it is pasted at
 SCALES = (0.2, 1.6)  # that an object is resized by: larger ones look blurred
 BEYOND = 0.15  # of the box's sides that the centre of an object may lie outside it
 BLUR = (0.4, 1.4)  # pixels, sigma of the soft border
@@ -31,6 +32,7 @@ LEAST_LEFT = 0.35  # share of an object that is left to see
 LEAST_SIDE = 6.0  # pixels, of the box of what is left
 SAME_END = 1.5  # pixels; an object that lost less at a side keeps the box's own side
 TRIES = 4
+READ_AT_ONCE = 4096  # records
 
 
 class Composite(NamedTuple):
@@ -78,7 +80,7 @@ class Composites:
                 masks.images["height"].to_pylist(), masks.images["width"].to_pylist(), strict=True
             )
         ]
-        self.masks = self._read(masks)
+        self.masks, score = self._read(masks)
         ids = masks.boxes["id"].combine_chunks()
         own = table.boxes["id"].combine_chunks().cast(ids.type)
         self.mask_of = np.asarray(pc.fill_null(pc.index_in(own, ids), -1))
@@ -89,35 +91,35 @@ class Composites:
             raise DataFormatError(
                 masks.path, f"none of its masks has the id of a box in {table.path}"
             )
-        self.donors = self._donors(masks, np.array(known))
+        self.donors = self._donors(np.array(known), score)
         if not len(self.donors):
             raise DataFormatError(
                 masks.path, f"has no mask with sides of {DONOR_SIDE:g} pixels or more to paste"
             )
 
-    def _read(self, masks: BoxTable) -> list[Rle | None]:
-        """Return the mask of each record, None where there is none that can be used."""
+    def _read(self, masks: BoxTable) -> tuple[list[Rle | None], NDArray[np.float64]]:
+        """Return the mask of each record, None where there is none that can be used, and scores."""
         rles: list[Rle | None] = []
-        for record, image, status in zip(
-            records_of(masks), self.image, masks.boxes["status"].to_pylist(), strict=True
-        ):
-            try:
-                if status != STATUS_OK or not record.get("segmentation"):
-                    raise RleError("no mask")
-                rle = from_segmentation(record["segmentation"], self.hw[image])
-                rles.append(rle if min(rle_box(rle)[2:]) > 0 else None)
-            except RleError:
+        scores: list[float] = []
+        for batch in masks.boxes.to_batches(READ_AT_ONCE):
+            image, status = batch["image"].to_pylist(), batch["status"].to_pylist()
+            for place, record in enumerate(to_records(batch)):
+                score = record.get("malcli_score")
+                scores.append(float(score) if isinstance(score, int | float) else 1.0)
                 rles.append(None)
-        return rles
+                if status[place] == STATUS_OK:
+                    with contextlib.suppress(RleError):
+                        rle = from_segmentation(record.get("segmentation"), self.hw[image[place]])
+                        rles[-1] = rle if min(rle_box(rle)[2:]) > 0 else None
+        return rles, np.array(scores)
 
-    def _donors(self, masks: BoxTable, known: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _donors(self, known: NDArray[np.int64], score: NDArray[np.float64]) -> NDArray[np.int64]:
         """Return the rows of masks that may be cut out: large ones, the surer half of them."""
         sides = np.array([np.sqrt(np.prod(rle_box(self._mask(row))[2:])) for row in known])
         large: NDArray[np.int64] = known[sides >= DONOR_SIDE]
-        score = np.array([record.get("malcli_score", 1.0) for record in records_of(masks, large)])
-        if not len(score):
+        if not len(large):
             return large
-        sure: NDArray[np.int64] = large[score >= np.quantile(score, DONOR_QUANTILE)]
+        sure: NDArray[np.int64] = large[score[large] >= np.quantile(score[large], DONOR_QUANTILE)]
         return sure
 
     def _mask(self, row: int) -> Rle:

@@ -41,7 +41,7 @@ from malcli.model.checkpoint import Checkpoint
 from malcli.records import STATUS_EMPTY, STATUS_OK, BoxTable
 from malcli.report.progress import log
 
-EVIDENCE_SIDE = 64  # the score's weights were fitted at this side; finer maps only cost time
+EVIDENCE_SIDE = 32  # the score's weights were fitted at this side; finer maps only cost time
 FINISHED_AT_ONCE = 8  # boxes whose masks are in memory together: of large images they are large
 BATCHES_AHEAD = 2  # cropped before and encoded after the batch in the network
 
@@ -131,32 +131,14 @@ def open_predictor(config: LabelConfig, manifest: Manifest, checkpoint: Checkpoi
 
 
 def evidence_of(
-    rois: Sequence[Roi], crops_BSS3: NDArray[np.uint8], prob_BGG: NDArray[np.float32]
+    rois: Sequence[Roi], prob_BGG: NDArray[np.float32]
 ) -> dict[str, NDArray[np.float64]]:
     """Return what the scores of boxes are made of, read at a side of `EVIDENCE_SIDE` at most."""
     side = min(prob_BGG.shape[-1], EVIDENCE_SIDE)
-    if prob_BGG.shape[-1] > side:
-        prob_BGG = np.stack([resize(prob_GG, (side, side)) for prob_GG in prob_BGG])
-    pairs = zip(rois, crops_BSS3, strict=True)
-    colour_BGG3 = np.stack([_cell_colours(roi, crop_SS3, side) for roi, crop_SS3 in pairs])
+    coarse_BGG = np.stack([resize(prob_GG, (side, side)) for prob_GG in prob_BGG])
     roi_B4, window_B4 = (np.stack([getattr(roi, key) for roi in rois]) for key in ("roi", "window"))
-    sides_B = np.prod(window_B4[:, 2:] - window_B4[:, :2], axis=1)
-    overlap_B = np.array([roi.overlap for roi in rois])
     box_B4 = roi_frame(window_B4.astype(np.float64), roi_B4)
-    return evidence(prob_BGG, box_B4, colour_BGG3, sides_B, overlap_B)
-
-
-def _cell_colours(roi: Roi, crop_SS3: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Return the mean colours of a grid's cells: of the image's pixels, or of the crop's if fewer.
-
-    A crop of a small box has many pixels that tell nothing new and cost time.
-    """
-    x0, y0, x1, y1 = roi.roi.tolist()
-    height, width = roi.image_hw
-    whole = x0 >= 0 and y0 >= 0 and x1 <= width and y1 <= height
-    if whole and (x1 - x0) * (y1 - y0) < crop_SS3.shape[0] * crop_SS3.shape[1]:
-        crop_SS3 = roi.image[y0:y1, x0:x1]
-    return resize(crop_SS3, (side, side))
+    return evidence(coarse_BGG, box_B4, np.array([roi.overlap for roi in rois]))
 
 
 class Road:
@@ -305,18 +287,16 @@ class Road:
         outcomes: list[Outcome] = []
         for begin in range(0, len(rois), FINISHED_AT_ONCE):
             some = slice(begin, begin + FINISHED_AT_ONCE)
-            outcomes += self._outcomes(rois[some], crops_BSS3[some], [a[some] for a in arrays])
+            outcomes += self._outcomes(rois[some], [array[some] for array in arrays])
         self._free.append(crops_BSS3)
         return outcomes
 
-    def _outcomes(
-        self, rois: list[Roi], crops_BSS3: NDArray[np.uint8], maps: list[NDArray[Any]]
-    ) -> list[Outcome]:
+    def _outcomes(self, rois: list[Roi], maps: list[NDArray[Any]]) -> list[Outcome]:
         """Return boxes' masks and scores."""
         with self.watch.cpu("paste"):
             masks = [self._mask(*each) for each in zip(rois, *maps, strict=True)]
             areas = [int(np.count_nonzero(mask)) for mask in masks]
-            scores = self._scores(rois, crops_BSS3, maps[0], masks)
+            scores = self._scores(rois, maps[0], masks)
         with self.watch.cpu("encode"):
             return [self._outcome(*each) for each in zip(rois, masks, areas, scores, strict=True)]
 
@@ -341,13 +321,12 @@ class Road:
     def _scores(
         self,
         rois: list[Roi],
-        crops_BSS3: NDArray[np.uint8],
         prob_BGG: NDArray[np.float32],
         masks: list[NDArray[np.bool_]],
     ) -> list[float]:
         """Return the estimated IoUs of masks, or under `released` their mean probabilities."""
         if self.rule.geometry != "released":
-            score_B = predict_iou(evidence_of(rois, crops_BSS3, prob_BGG))
+            score_B = predict_iou(evidence_of(rois, prob_BGG))
             return [float(score) for score in score_B]
         pasted = [
             paste_bilinear(prob_GG, roi.roi, roi.window)

@@ -1,10 +1,10 @@
 """How sure a mask is, without a human mask: evidence -> a score that estimates its IoU.
 
-The evidence is read off a box's probabilities, its pixels and its neighbours; the score is a
+The evidence is read off a box's probabilities and its neighbours; the score is a
 logistic function of it, with weights that were fitted once to IoUs with human masks. Also measures
 how good a score is. Knows nothing of files or networks.
 
-Shape suffixes: B boxes, G cells along a side of the crops' grid, N cells of a grid.
+Shape suffixes: B boxes, G cells along a side of the crops' grid.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,10 @@ from malcli.metrics.score_weights import WEIGHTS
 
 FloatArray = NDArray[np.float64]
 
-EVIDENCE = ("certainty", "fill", "touch", "overlap", "edge", "corner", "texture", "size")
+EVIDENCE = ("certainty", "touch", "overlap", "corner")
 
 SMALLEST = 1e-4  # probability; bounds the certainty, a logit
 OUTERMOST = 0.25  # share of a cell that must be in the box to count as its outermost
-SIDES = (16.0, 512.0)  # pixels: of smaller and larger boxes too few were seen
-FLAT = 3.0  # added to the change of colour of a crop that has next to none
 LARGEST_OVERLAP = 0.5  # of more, such as of a box given twice, too few were seen
 POOR_IOU = 0.6  # below it a mask is worth a look
 DROPPED = (0.1, 0.2, 0.3)  # shares of the least sure masks
@@ -30,32 +28,23 @@ NEWTON_STEPS = 50
 
 
 def evidence(
-    probability_BGG: NDArray[np.floating],
-    box_B4: FloatArray,
-    colour_BGG3: NDArray[Any],
-    sides_B: FloatArray,
-    overlap_B: FloatArray,
+    probability_BGG: NDArray[np.floating], box_B4: FloatArray, overlap_B: FloatArray
 ) -> dict[str, FloatArray]:
-    """Return what the probabilities, pixels and neighbours of boxes tell of their masks.
+    """Return what the probabilities and neighbours of boxes tell of their masks.
 
     Many boxes at once: of a single one, calls would cost more than sums.
 
     Args:
         probability_BGG: (B, G, G) probabilities on the crops' grid, in [0, 1].
         box_B4: (B, 4) x0 y0 x1 y1 of the box in the unit square of its crop.
-        colour_BGG3: (B, G, G, 3) mean colours of the grid's cells, in [0, 255].
-        sides_B: (B,) width times height of the box, pixels of the image.
         overlap_B: (B,) largest IoU of the box with another one of the image.
 
     Returns:
         (B,) values each of `certainty`: the logit of the probability where there is any, its mean
-        in the box weighted by itself; `fill`: the mean probability in the box; `touch`: the largest
-        probability along each of the four sides of the box, their mean; `overlap`, at most 0.5:
-        what lies in two boxes is often given to the wrong one; `edge`: how much more colours change
-        where the probability does than elsewhere in the crop; `corner`: the mean probability of the
-        fullest corner of the box, a quarter of its sides: few objects fill one; `texture`: spread
-        of the colours inside the mask; `size`: log of the box's mean side. No threshold or
-        refinement enters.
+        in the box weighted by itself; `touch`: the largest probability along each of the four sides
+        of the box, their mean; `overlap`, at most 0.5: what lies in two boxes is often given to the
+        wrong one; `corner`: the mean probability of the fullest corner of the box, a quarter of its
+        sides: few objects fill one. No threshold or refinement enters.
     """
     prob_BGG: FloatArray = np.asarray(probability_BGG, dtype=np.float64)
     grid = prob_BGG.shape[-1]
@@ -65,17 +54,11 @@ def evidence(
     certain_B = _sums(inside_BGG * prob_BGG) / np.maximum(total_B, np.finfo(np.float64).tiny)
     certain_B = np.clip(certain_B, SMALLEST, 1 - SMALLEST)
     ends_B4 = np.concatenate([_ends(columns_BG), _ends(rows_BG)], axis=1)[:, [0, 2, 1, 3]]
-    # Planes one after the other: sums over channels are four times as fast.
-    colour_3BGG = np.ascontiguousarray(np.moveaxis(colour_BGG3, 3, 0))
     return {
         "certainty": np.log(certain_B / (1 - certain_B)),
-        "fill": total_B / (rows_BG.sum(axis=1) * columns_BG.sum(axis=1)),
         "touch": _touch(prob_BGG, ends_B4),
         "overlap": np.minimum(overlap_B, LARGEST_OVERLAP),
-        "edge": _edge(inside_BGG, colour_3BGG),
         "corner": _corner(prob_BGG, ends_B4),
-        "texture": _texture(inside_BGG, colour_3BGG),
-        "size": np.log(np.clip(np.sqrt(sides_B), *SIDES)),
     }
 
 
@@ -83,23 +66,6 @@ def _sums(values_BGG: NDArray[Any]) -> FloatArray:
     """Return the sum of each map."""
     sums: FloatArray = values_BGG.reshape(len(values_BGG), -1).sum(axis=1)
     return sums
-
-
-def _edge(inside_BGG: FloatArray, colour_3BGG: NDArray[Any]) -> FloatArray:
-    """Return the change of colour where the probability changes, as a multiple of the crop's."""
-    # Levels as small whole numbers: equal differences in a third of the time.
-    whole = colour_3BGG.dtype == np.uint8
-    colour_3BGG = colour_3BGG.astype(np.int16 if whole else np.float64)
-    across, total, everywhere = np.zeros((3, len(inside_BGG)))
-    for axis in (1, 2):
-        change_3 = np.diff(colour_3BGG, axis=axis + 1)
-        change = np.abs(change_3, out=change_3).sum(axis=0, dtype=change_3.dtype)
-        border = np.diff(inside_BGG, axis=axis)
-        np.abs(border, out=border)
-        total += _sums(border)
-        everywhere += _sums(change) / change[0].size / 2
-        across += _sums(np.multiply(border, change, out=border))
-    return across / (total + SMALLEST) / (everywhere + FLAT)
 
 
 def _touch(prob_BGG: FloatArray, ends_B4: NDArray[np.int64]) -> FloatArray:
@@ -125,19 +91,6 @@ def _corner(prob_BGG: FloatArray, ends_B4: NDArray[np.int64]) -> FloatArray:
         sums = (high[:wide].sum(), high[-wide:].sum(), low[:wide].sum(), low[-wide:].sum())
         corners[place] = max(sums) / (tall * wide)
     return corners
-
-
-def _texture(inside_BGG: FloatArray, colour_3BGG: NDArray[Any]) -> FloatArray:
-    """Return the root of the summed variances of the colours in masks, a share of 64."""
-    count = len(inside_BGG)
-    share_BN = (inside_BGG / (_sums(inside_BGG) + SMALLEST)[:, None, None]).reshape(count, -1)
-    spread_B = np.zeros(count)
-    for plane_BGG in colour_3BGG:
-        level_BN = plane_BGG.reshape(count, -1).astype(np.float64)
-        # einsum adds in one order; BLAS would by its number of threads.
-        level_BN -= np.einsum("bn,bn->b", level_BN, share_BN)[:, None]
-        spread_B += np.einsum("bn,bn,bn->b", level_BN, level_BN, share_BN)
-    return np.sqrt(spread_B) / 64
 
 
 def _covered(interval_B2: FloatArray, cells: int) -> FloatArray:

@@ -4,12 +4,9 @@ For each of `confidence.EVIDENCE` that cross-validation kept, and the intercept.
 """
 
 WEIGHTS = {
-    "intercept": -1.7210,
-    "certainty": 1.2411,
-    "fill": 0.8976,
-    "touch": -0.6360,
-    "overlap": -1.6865,
-    "edge": 0.1227,
-    "corner": -0.2494,
-    "texture": -0.1300,
+    "intercept": -0.4399,
+    "certainty": 1.2381,
+    "touch": -0.5423,
+    "overlap": -1.7620,
+    "corner": -0.2794,
 }

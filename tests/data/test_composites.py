@@ -198,6 +198,13 @@ def test_masks_that_cannot_be_pasted_are_refused(tmp_path, drop, changes, said):
         composites(tmp_path)
 
 
+def test_crowds_and_boxes_of_unknown_images_are_not_cut_out(tmp_path):
+    write(tmp_path, changes=[(0, {"iscrowd": 1})])
+    assert composites(tmp_path).donors.tolist() == [1]
+    write(tmp_path, changes=[(1, {"image_id": 99})])
+    assert composites(tmp_path).donors.tolist() == [0]
+
+
 def test_masks_of_other_boxes_are_refused(tmp_path):
     write(tmp_path)
     text = (tmp_path / "boxes.json").read_text().replace('"id": 10', '"id": 90')

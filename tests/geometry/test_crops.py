@@ -164,6 +164,46 @@ def test_each_axis_is_resized_by_its_own_method():
     assert resize(values, (4, 10)) == pytest.approx(wanted, abs=1e-6)
 
 
+def shrunk_by_hand(image, size):
+    """Linear to a multiple of the size, then means of blocks, one axis after the other."""
+    values = image.astype(np.float64)
+    for axis in (0, 1):
+        length = values.shape[axis]
+        blocks = length // size
+        centre = (np.arange(size * blocks) + 0.5) * length / (size * blocks) - 0.5
+        low = np.clip(np.floor(centre).astype(int), 0, length - 2)
+        share = np.clip(centre - low, 0, 1)
+        share = np.expand_dims(share, (1, 2) if axis == 0 else (0, 2))
+        lower, upper = (np.take(values, low + step, axis=axis) for step in (0, 1))
+        values = lower * (1 - share) + upper * share
+        parts = list(values.shape)
+        parts[axis : axis + 1] = [size, blocks]
+        values = values.reshape(parts).mean(axis=axis + 1)
+    return values
+
+
+@pytest.mark.parametrize("hw", [(32, 32), (33, 63), (64, 96), (100, 71), (205, 64), (129, 350)])
+def test_shrinking_crops_are_linear_to_a_multiple_then_means_of_blocks(hw):
+    image = draw_image(*hw, seed=8)
+    found = crop_roi(image, np.array([0, 0, hw[1], hw[0]]), 32)
+    assert np.abs(found - shrunk_by_hand(image, 32)).max() <= 1.5  # rounded twice
+
+
+@pytest.mark.parametrize("hw", [(205, 171), (301, 90), (77, 512)])
+def test_shrinking_crops_keep_their_place_and_hide_fine_patterns(hw):
+    height, width = hw
+    roi = np.array([0, 0, width, height])
+    ramp = np.empty((height, width, 3), np.uint8)
+    ramp[..., 0] = np.round((np.arange(width) + 0.5) * 255 / width - 0.5)
+    ramp[..., 1] = np.round((np.arange(height) + 0.5) * 255 / height - 0.5)[:, None]
+    ramp[..., 2] = 255 * (np.add.outer(np.arange(height), np.arange(width)) % 2)
+    crop = crop_roi(ramp, roi, 32).astype(int)
+    wanted = (np.arange(32) + 0.5) * 255 / 32 - 0.5
+    assert np.abs(crop[..., 0] - wanted).max() <= 2.5
+    assert np.abs(crop[..., 1] - wanted[:, None]).max() <= 2.5
+    assert np.abs(crop[..., 2] - 127.5).max() <= 40  # of a board of single pixels
+
+
 def test_growing_crops_are_cubic():
     image = draw_image(30, 30, seed=5)
     wanted = cv2.resize(image[5:25, 4:24], (64, 64), interpolation=cv2.INTER_CUBIC)

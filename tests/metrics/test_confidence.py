@@ -17,9 +17,9 @@ from malcli.metrics.confidence import (
 from malcli.metrics.confidence import evidence as evidence_of_all
 
 
-def evidence(prob, box, colour, sides, overlap=0.0):
+def evidence(prob, box, overlap=0.0):
     """The evidence of one box."""
-    one = prob[None], np.asarray(box)[None], colour[None], np.array([sides]), np.array([overlap])
+    one = prob[None], np.asarray(box)[None], np.array([overlap])
     return {name: float(value[0]) for name, value in evidence_of_all(*one).items()}
 
 
@@ -60,7 +60,7 @@ def test_evidence_that_never_changes_gets_no_weight():
     assert fit_weights(evidence, evidence[:, 0], ("a", "b"))["b"] == pytest.approx(0.0, abs=1e-9)
 
 
-def slow_evidence(prob, box, colour, sides, overlap):
+def slow_evidence(prob, box, overlap):
     """The definition, cell by cell, with areas in exact fractions of a cell."""
     side = len(prob)
     weight = [[0.0] * side for _ in range(side)]
@@ -90,62 +90,27 @@ def slow_evidence(prob, box, colour, sides, overlap):
     ]
     return {
         "certainty": math.log(mean / (1 - mean)),
-        "fill": total / sum(map(sum, weight)),
         "touch": sum(ends) / 4,
         "overlap": overlap,
-        "edge": slow_edge(inside, colour, side),
         "corner": max(sum(one) / len(one) for one in corners),
-        "texture": slow_texture(inside, colour),
-        "size": math.log(math.sqrt(sides)),
     }
-
-
-def slow_edge(inside, colour, side):
-    pairs = {
-        way: [((y, x), (y + way, x + 1 - way)) for y in range(side) for x in range(side)
-              if max(y + way, x + 1 - way) < side]
-        for way in (0, 1)
-    }  # fmt: skip
-
-    def change(one, other):
-        return sum(abs(float(colour[one][c]) - float(colour[other][c])) for c in range(3))
-
-    every = [change(*pair) for pair in pairs[0] + pairs[1]]
-    border = [abs(inside[one] - inside[other]) for one, other in pairs[0] + pairs[1]]
-    across = sum(c * b for c, b in zip(every, border, strict=True)) / (sum(border) + 1e-4)
-    return across / (sum(every) / len(every) + 3)
-
-
-def slow_texture(inside, colour):
-    total = sum(inside.values()) + 1e-4
-    spread = 0.0
-    for c in range(3):
-        mean = sum(share * float(colour[cell][c]) for cell, share in inside.items()) / total
-        away = sum(share * (colour[cell][c] - mean) ** 2 for cell, share in inside.items())
-        spread += away / total
-    return math.sqrt(spread) / 64
-
-
-def colours(seed, side):
-    return np.random.default_rng(seed).integers(0, 256, (side, side, 3)).astype(np.uint8)
 
 
 @pytest.mark.parametrize("box", [(0.15, 0.2, 0.85, 0.9), (0.0, 0.0, 1.0, 1.0), (0.25, 0.5, 0.5, 1)])
 def test_evidence_is_what_its_definition_says(box):
-    prob, colour = np.random.default_rng(5).random((8, 8)), colours(5, 8)
-    found = evidence(prob, np.array(box), colour, 900.0, 0.2)
-    assert found == pytest.approx(slow_evidence(prob.tolist(), box, colour, 900.0, 0.2))
+    prob = np.random.default_rng(5).random((8, 8))
+    found = evidence(prob, np.array(box), 0.2)
+    assert found == pytest.approx(slow_evidence(prob.tolist(), box, 0.2))
     assert tuple(found) == EVIDENCE
 
 
 def test_boxes_together_have_the_evidence_of_each_alone():
     rng = np.random.default_rng(11)
-    prob, colour = rng.random((5, 9, 9)), rng.integers(0, 256, (5, 9, 9, 3)).astype(np.uint8)
-    low = rng.random((5, 2)) / 2
-    box, sides, overlap = np.hstack([low, low + 0.4]), rng.random(5) * 1e4, rng.random(5)
-    together = evidence_of_all(prob, box, colour, sides, overlap)
-    for place, one in enumerate(zip(prob, box, colour, sides, overlap, strict=True)):
-        alone = evidence(*one)
+    prob, low = rng.random((5, 9, 9)), rng.random((5, 2)) / 2
+    box, overlap = np.hstack([low, low + 0.4]), rng.random(5)
+    together = evidence_of_all(prob, box, overlap)
+    for place, single in enumerate(zip(prob, box, overlap, strict=True)):
+        alone = evidence(*single)
         assert alone == {name: pytest.approx(value[place]) for name, value in together.items()}
 
 
@@ -153,27 +118,12 @@ def test_no_probability_outside_the_box_is_evidence():
     prob = np.random.default_rng(6).random((16, 16))
     other = prob.copy()
     other[:4], other[12:], other[:, :4], other[:, 12:] = 0.9, 0.1, 0.2, 0.8
-    given = np.array([0.25, 0.25, 0.75, 0.75]), colours(6, 16), 400.0
-    assert evidence(prob, *given) == evidence(other, *given)
-
-
-def test_a_mask_that_ends_where_the_colours_change_has_more_edge():
-    colour = np.zeros((16, 16, 3), np.uint8)
-    colour[:, 8:] = 200
-    prob = np.zeros((16, 16))
-    prob[:, 8:] = 1
-    given = np.array([0.1, 0.0, 1.0, 1.0]), colour, 400.0
-    assert evidence(prob, *given)["edge"] > 3 * evidence(np.roll(prob, -4, axis=1), *given)["edge"]
-
-
-@pytest.mark.parametrize(("sides", "like"), [(1.0, 16.0**2), (1e8, 512.0**2)])
-def test_sizes_that_were_not_seen_count_as_the_nearest_that_were(sides, like):
-    given = np.full((8, 8), 0.5), np.array([0.1, 0.1, 0.9, 0.9]), colours(1, 8)
-    assert evidence(*given, sides) == evidence(*given, like)
+    box = np.array([0.25, 0.25, 0.75, 0.75])
+    assert evidence(prob, box) == evidence(other, box)
 
 
 def test_a_box_that_shares_its_pixels_is_less_sure_up_to_a_half():
-    given = np.full((8, 8), 0.8), np.array([0.1, 0.1, 0.9, 0.9]), colours(2, 8), 400.0
+    given = np.full((8, 8), 0.8), np.array([0.1, 0.1, 0.9, 0.9])
     alone, near, nearer, twice = (
         predict_iou(evidence(*given, overlap)) for overlap in (0.0, 0.2, 0.5, 1.0)
     )
@@ -181,17 +131,16 @@ def test_a_box_that_shares_its_pixels_is_less_sure_up_to_a_half():
 
 
 def test_a_flipped_crop_has_equal_evidence():
-    prob, colour = np.random.default_rng(7).random((12, 12)), colours(7, 12)
-    turned = evidence(prob[:, ::-1], np.array([0.3, 0.1, 0.9, 0.6]), colour[:, ::-1], 400.0)
-    plain = evidence(prob, np.array([0.1, 0.1, 0.7, 0.6]), colour, 400.0)
+    prob = np.random.default_rng(7).random((12, 12))
+    turned = evidence(prob[:, ::-1], np.array([0.3, 0.1, 0.9, 0.6]))
+    plain = evidence(prob, np.array([0.1, 0.1, 0.7, 0.6]))
     assert turned == pytest.approx(plain)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 @pytest.mark.parametrize("width", [1e-9, 0.5])
 def test_flat_probabilities_and_thin_boxes_give_numbers(value, width):
-    given = np.array([0.4, 0.4, 0.4 + width, 0.9]), np.full((4, 4, 3), 7), 1e-9
-    found = evidence(np.full((4, 4), value), *given)
+    found = evidence(np.full((4, 4), value), np.array([0.4, 0.4, 0.4 + width, 0.9]))
     assert all(math.isfinite(number) for number in found.values())
     assert 0 <= predict_iou(found) <= 1
 
@@ -200,9 +149,9 @@ def test_the_shipped_weights_use_evidence_there_is_and_prefer_what_is_certain():
     assert {"intercept", "certainty"} < set(WEIGHTS) <= {"intercept", *EVIDENCE}
     y, x = np.mgrid[-1:1:32j, -1:1:32j]
     distance = np.hypot(x, y)
-    given = np.array([0.1, 0.1, 0.9, 0.9]), np.full((32, 32, 3), 90), 400.0
-    sharp = predict_iou(evidence(1 / (1 + np.exp(40 * (distance - 0.8))), *given))
-    vague = predict_iou(evidence(1 / (1 + np.exp(4 * (distance - 0.8))), *given))
+    box = np.array([0.1, 0.1, 0.9, 0.9])
+    sharp = predict_iou(evidence(1 / (1 + np.exp(40 * (distance - 0.8))), box))
+    vague = predict_iou(evidence(1 / (1 + np.exp(4 * (distance - 0.8))), box))
     assert sharp > vague + 0.1
 
 
