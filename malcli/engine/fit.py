@@ -32,7 +32,6 @@ from malcli.engine.survey import auto_batch
 from malcli.engine.thresholds import auto_thresholds
 from malcli.engine.trainer import Trainer
 from malcli.errors import DataFormatError
-from malcli.files import hash_file
 from malcli.model.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -110,7 +109,7 @@ def fit(config: FitConfig) -> FitResult:
         if accelerator.is_main_process:
             _describe_data(crops, table, rows)
             _describe_start(given, trainer, f"{device.type}, {precision}", continued)
-            runs.prepare_folder(run, config, hash_file(config.data), continued)
+            runs.prepare_folder(run, config, continued)
         accelerator.wait_for_everyone()
         trainer.train(stop, continued)
     result = FitResult(

@@ -25,11 +25,12 @@ from torch import Tensor, nn
 
 from malcli.config.fit import FitConfig
 from malcli.errors import CheckpointError, ConfigError, OutputError
-from malcli.files import beside, replacing, sync, write_error
+from malcli.files import beside, hash_file, replacing, sync, write_error
 from malcli.report.progress import log
 from malcli.settings import to_plain, to_toml
 
 KEPT_STATES = 2
+HASH = "_sha256"  # of an input, in the settings that a run keeps
 # Settings that a resumed run may change.
 FREE_SETTINGS = {
     "resume", "overwrite", "allow_world_change", "out", "epochs", "max_steps", "device",
@@ -107,7 +108,7 @@ def _check_same_job(run: Path, config: FitConfig) -> None:
     before = _defaults() | before
     now = to_plain(config)
     for key in sorted(set(before) | set(now)):
-        if key not in FREE_SETTINGS | {"data_sha256"} and before.get(key) != now.get(key):
+        if key not in FREE_SETTINGS and not key.endswith(HASH) and before.get(key) != now.get(key):
             raise OutputError(
                 f"{run}: was started with {key} = {before.get(key)!r}, now {now.get(key)!r}; "
                 f"resume with the same settings or give another --out"
@@ -120,24 +121,27 @@ def _defaults() -> dict[str, Any]:
     return {key: value for key, value in known.items() if value is not None}
 
 
-def prepare_folder(run: Path, config: FitConfig, data_sha256: str, continued: bool) -> None:
+def prepare_folder(run: Path, config: FitConfig, continued: bool) -> None:
     """Make the run folder and write its settings; those of a resumed run take their place.
 
     An earlier run that `--overwrite` replaces is removed here, once all else is known to be good.
 
     Raises:
-        OutputError: A resumed run was started from other boxes.
+        OutputError: A resumed run was started from other boxes or masks to paste.
     """
     if config.overwrite and not continued:
         shutil.rmtree(run, ignore_errors=True)
     settings = run / "state" / "settings.json"
-    plain = to_plain(config) | {"data_sha256": data_sha256}
+    inputs = {"data": config.data, "paste": config.paste}
+    hashes = {key + HASH: hash_file(path) for key, path in inputs.items() if path}
     if settings.is_file():
-        before = json.loads(settings.read_text(encoding="utf-8")).get("data_sha256")
-        if before not in (None, data_sha256):
-            raise OutputError(
-                f"{run}: {config.data} has changed since the run started; give another --out"
-            )
+        before = json.loads(settings.read_text(encoding="utf-8"))
+        for key, path in inputs.items():
+            if before.get(key + HASH) not in (None, hashes.get(key + HASH)):
+                raise OutputError(
+                    f"{run}: {path} has changed since the run started; give another --out"
+                )
+    plain = to_plain(config) | hashes
     with replacing(settings) as temporary:
         temporary.write_text(json.dumps(plain, indent=1), encoding="utf-8")
     with replacing(run / "config.toml") as temporary:

@@ -229,9 +229,9 @@ def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_state(
     losses = trainer_module.batch_losses
 
     def poisoned(config, *args):
-        mil, crf, outside = losses(config, *args)
+        mil, *others = losses(config, *args)
         poisoned.calls += 1
-        return mil * (float("nan") if poisoned.calls == 3 else 1.0), crf, outside
+        return mil * (float("nan") if poisoned.calls == 3 else 1.0), *others
 
     poisoned.calls = 0
     monkeypatch.setattr(trainer_module, "batch_losses", poisoned)
@@ -291,6 +291,9 @@ def test_pasting_masks_trains_and_resumes_bit_for_bit(whole, train_scenes, tmp_p
     assert all(torch.equal(halved[key], value) for key, value in whole_run.items())
     settings = load_checkpoint(tmp_path / "run" / "checkpoint.safetensors").settings
     assert settings["paste"] == "masks.json"  # no machine's folders
+    masks.write_text(masks.read_text() + "\n")
+    with pytest.raises(OutputError, match=r"masks.json has changed since the run started"):
+        fit(dataclasses.replace(halves, resume=True, max_steps=6))
 
 
 def test_without_masks_to_paste_fit_says_so_before_anything_is_written(train_scenes, tmp_path):
