@@ -7,7 +7,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +105,8 @@ def walk(out: Path, machine: dict[str, Any]) -> "EvalResult":
     log("demo 2/4: fitting a small labeler on the boxes alone")
     fit(FitConfig(data=train.boxes, images=train.images, out=run, **machine, **DEMO_FIT))
     log("demo 3/4: labelling boxes that it has not seen")
-    label(LabelConfig(boxes=val.boxes, images=val.images, checkpoint=run, out=masks, **machine))
+    boxes = LabelConfig(boxes=val.boxes, images=val.images, checkpoint=run, out=masks, **machine)
+    label(replace(boxes, refine="colour"))  # drawn colours tell more than those of photographs
     log("demo 4/4: scoring against the exact masks")
     return evaluate(
         EvalConfig(gt=val.instances, images=val.images, pred=masks, report=report, **machine)

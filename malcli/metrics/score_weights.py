@@ -4,9 +4,9 @@ For each of `confidence.EVIDENCE` that cross-validation kept, and the intercept.
 """
 
 WEIGHTS = {
-    "intercept": -0.4399,
-    "certainty": 1.2381,
-    "touch": -0.5423,
-    "overlap": -1.7620,
-    "corner": -0.2794,
+    "intercept": -0.4372,
+    "certainty": 1.2377,
+    "touch": -0.5459,
+    "overlap": -1.7653,
+    "corner": -0.2797,
 }
