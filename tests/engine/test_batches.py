@@ -22,7 +22,8 @@ class Keys:
         _, row = key
         if row == 13:
             os.kill(os.getpid(), signal.SIGKILL)
-        names = ("crop_BCHW", "box_B4", "image_B4", "profile_B2S", "size_B", "views_BN", "valid_B")
+        names = ("crop_BCHW", "box_B4", "image_B4", "profile_B2S", "size_B", "views_BN", "valid_B",
+                 "pasted_BSS", "kind_B")  # fmt: skip
         return {name: np.zeros(1, np.float32) for name in names} | {"row_B": np.asarray(row)}
 
     def __len__(self):

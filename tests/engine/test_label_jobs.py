@@ -42,7 +42,7 @@ def test_a_finished_job_is_left_alone(job, reference, monkeypatch, suffix):
     ("change", "named"),
     [
         ({"threshold": "0.6"}, "threshold was not given, now [0.6, 0.6, 0.6]"),
-        ({"network": "teacher"}, "network was student, now teacher"),
+        ({"network": "student"}, "network was teacher, now student"),
         ({"limit": 2}, "limit was not given, now 2"),
         ({"crop_size": "32"}, "crop_size was not given, now 32"),
     ],

@@ -28,7 +28,7 @@ def small(encoder, **changes):
 def test_trained_networks_pass_by_far(shipped, network):
     result = behaves_trained(getattr(shipped, network))
     assert result.passed
-    assert result.values["auc"] > 0.95 > LEAST_AUC
+    assert result.values["auc"] > 0.85 > LEAST_AUC
     assert result.values["inside"] > 0.9
     assert result.values["outside"] < 0.15
     assert result.values["iou"] > 2 * result.values["iou_of_crop"]
