@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from malcli.data.images import BadImage, ImageFolder, decode_image, resolve
 from malcli.errors import DataFormatError
+from malcli.geometry.boxes import round_outward
 from malcli.geometry.rle import RleError, decode_rle, from_segmentation, rle_box
 from malcli.records import BEHIND, PASTED, STATUS_OK, BoxTable, Rle, to_records
 
@@ -81,8 +83,8 @@ class Composites:
             )
         ]
         self.masks, score = self._read(masks)
-        ids = masks.boxes["id"].combine_chunks()
-        own = table.boxes["id"].combine_chunks().cast(ids.type)
+        # Ids are text where any of their file is no whole number.
+        own, ids = (each.boxes["id"].combine_chunks().cast(pa.string()) for each in (table, masks))
         self.mask_of = np.asarray(pc.fill_null(pc.index_in(own, ids), -1))
         known = [place for place, rle in enumerate(self.masks) if rle]
         if not known:
@@ -168,8 +170,9 @@ class Composites:
             return None
         made, share = _laid(image, *cut, _corner_near(rng, box, cut[1].shape))
         seen = share > 0.5
-        x0, y0, x1, y1 = np.concatenate([np.floor(box[:2]), np.ceil(box[2:])]).astype(int)
-        if np.count_nonzero(seen) < LEAST_PIXELS or seen[y0:y1, x0:x1].mean() < LEAST_COVER:
+        x0, y0, x1, y1 = round_outward(box)
+        least = LEAST_COVER * max(1, (x1 - x0) * (y1 - y0))
+        if seen.sum() < LEAST_PIXELS or seen[y0:y1, x0:x1].sum() < least:
             return None
         pasted = np.round(255 * share).astype(np.uint8)
         if rng.random() >= BEHIND_SHARE:

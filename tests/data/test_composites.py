@@ -205,6 +205,14 @@ def test_crowds_and_boxes_of_unknown_images_are_not_cut_out(tmp_path):
     assert composites(tmp_path).donors.tolist() == [0]
 
 
+def test_ids_of_text_and_of_numbers_are_the_same_ids(tmp_path):
+    write(tmp_path)
+    boxes = json.loads((tmp_path / "boxes.json").read_text())
+    boxes["annotations"].append(boxes["annotations"][0] | {"id": "a7"})
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    assert composites(tmp_path).mask_of.tolist() == [0, 1, -1]
+
+
 def test_masks_of_other_boxes_are_refused(tmp_path):
     write(tmp_path)
     text = (tmp_path / "boxes.json").read_text().replace('"id": 10', '"id": 90')
