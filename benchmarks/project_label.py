@@ -1,7 +1,7 @@
 """How long `malcli label` takes for whole data sets, from rates measured here or given.
 
     python benchmarks/project_label.py [--checkpoint RUN|FILE] [--device auto|cpu|cuda]
-        [--precision auto] [--batch-size 16] [--seconds 20] [--tta flip] [--refine colour]
+        [--precision auto] [--batch-size 16] [--seconds 20] [--tta flip] [--refine crf]
     python benchmarks/project_label.py --rate 1500 --host 0.9     rates measured before
 
 Measures the network on crops of noise, as `label` runs it (views, refining and copies back to the

@@ -31,7 +31,7 @@ BLUR = (0.4, 1.4)  # pixels, sigma of the soft border
 LEAST_PIXELS = 60  # of an object, pasted or what is left of it
 LEAST_COVER = 0.04  # share of the box that a pasted object covers
 LEAST_LEFT = 0.35  # share of an object that is left to see
-LEAST_SIDE = 6.0  # pixels, of the box of what is left
+LEAST_SIDE = 6  # pixels, of a pasted object and of the box of what is left
 SAME_END = 1.5  # pixels; an object that lost less at a side keeps the box's own side
 TRIES = 4
 READ_AT_ONCE = 4096  # records
@@ -202,7 +202,6 @@ class Composites:
         relative = np.exp(rng.uniform(*np.log(RELATIVE_SIDES)))
         scale = float(np.clip(relative * side / np.sqrt(w * h), *SCALES))
         size = max(LEAST_SIDE, round(w * scale)), max(LEAST_SIDE, round(h * scale))
-        size = int(size[0]), int(size[1])
         how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
         pixels = cv2.resize(image[y : y + h, x : x + w], size, interpolation=how)
         share = cv2.resize(mask, size, interpolation=how)

@@ -33,9 +33,9 @@ def paste_loss(
     if inside_Bhw is None:
         inside_Bhw = torch.ones_like(prob_Bhw)
     box_Bhw = box_Bhw * inside_Bhw
-    against_Bhw = -(1 - prob_Bhw).clamp_min(SMALLEST).log() * pasted_Bhw
-    for_Bhw = -prob_Bhw.clamp_min(SMALLEST).log() * pasted_Bhw
-    outside_Bhw = -(1 - prob_Bhw).clamp_min(SMALLEST).log() * (1 - pasted_Bhw)
-    behind_B = (against_Bhw * box_Bhw).sum(dim=(1, 2)) * (kind_B == BEHIND)
-    pasted_B = ((for_Bhw + outside_Bhw) * inside_Bhw).sum(dim=(1, 2)) * (kind_B == PASTED)
+    object_Bhw = -prob_Bhw.clamp_min(SMALLEST).log()
+    ground_Bhw = -(1 - prob_Bhw).clamp_min(SMALLEST).log()
+    behind_B = (ground_Bhw * pasted_Bhw * box_Bhw).sum(dim=(1, 2)) * (kind_B == BEHIND)
+    entropy_Bhw = object_Bhw * pasted_Bhw + ground_Bhw * (1 - pasted_Bhw)
+    pasted_B = (entropy_Bhw * inside_Bhw).sum(dim=(1, 2)) * (kind_B == PASTED)
     return (behind_B + pasted_B) / box_Bhw.sum(dim=(1, 2)).clamp_min(1.0)
