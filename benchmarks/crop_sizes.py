@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 
 from malcli.config.evaluate import EvalConfig
 from malcli.config.label import LabelConfig
-from malcli.data.formats import open_boxes
-from malcli.data.images import find_images
-from malcli.engine.adaptive import AUTO, crop_sides
-from malcli.engine.inference import Road, Watch
-from malcli.engine.instances import read_frame, read_human
-from malcli.engine.launch import choose_device, choose_precision
-from malcli.engine.parts import Outcome
-from malcli.engine.predictor import LabelRule, Predictor
-from malcli.engine.survey import resolve_label
+from malcli.data.formats.registry import open_boxes
+from malcli.data.images.decode import find_images
+from malcli.engine.eval.read_instances import read_frame, read_human
+from malcli.engine.inputs import resolve_label
+from malcli.engine.label.crop_sizes import AUTO, crop_sides
+from malcli.engine.label.parts import Outcome
+from malcli.engine.label.pipeline import Road, Watch
+from malcli.engine.label.predictor import LabelRule, Predictor
+from malcli.engine.machine.processes import choose_device, choose_precision
 from malcli.geometry.boxes import SIZE_NAMES, size_class
 from malcli.metrics.miou import instance_scores
 from malcli.metrics.pairing import Instances

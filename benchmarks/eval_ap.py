@@ -24,7 +24,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from malcli.engine.scores import score_pairs
+from malcli.engine.eval.pair_scores import score_pairs
 from malcli.geometry.rle import area, encode_crop, rle_box
 from malcli.metrics import ap, matching
 from malcli.metrics.miou import resample_images

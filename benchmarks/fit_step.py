@@ -27,12 +27,17 @@ from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
 from malcli.config.fit import FitConfig
-from malcli.data.augment import ViewOdds, draw_views
-from malcli.data.training import RoiBatch
-from malcli.engine.launch import DTYPES, choose_device, choose_precision, make_accelerator
-from malcli.engine.networks import build_networks
-from malcli.engine.objective import Stopwatch, batch_losses
-from malcli.engine.schedule import build_optimizer
+from malcli.data.crops.augment import ViewOdds, draw_views
+from malcli.data.crops.training_crops import RoiBatch
+from malcli.engine.fit.networks import build_networks
+from malcli.engine.fit.objective import Stopwatch, batch_losses
+from malcli.engine.fit.schedule import build_optimizer
+from malcli.engine.machine.processes import (
+    DTYPES,
+    choose_device,
+    choose_precision,
+    make_accelerator,
+)
 from malcli.model.ema import update_teacher
 
 STAGES = ("views", "student", "teacher", "mean field", "backward", "update", "ema")

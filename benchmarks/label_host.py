@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from malcli.data.formats import open_boxes
-from malcli.data.images import ImageFolder, find_images
-from malcli.engine.inference import Road, Watch
-from malcli.engine.parts import PartFolder
-from malcli.engine.predictor import LabelRule
+from malcli.data.formats.registry import open_boxes
+from malcli.data.images.decode import ImageFolder, find_images
+from malcli.engine.label.parts import PartFolder
+from malcli.engine.label.pipeline import Road, Watch
+from malcli.engine.label.predictor import LabelRule
 from malcli.records import BoxTable
 
 STAGES = ("read", "decode", "crop", "network", "paste", "encode", "write")

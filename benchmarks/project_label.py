@@ -21,12 +21,12 @@ import numpy as np
 from label_host import measure_host
 
 from malcli.config.label import LabelConfig
-from malcli.data.rois import Roi
-from malcli.engine.inference import open_predictor
-from malcli.engine.jobs import Job, Manifest
-from malcli.engine.launch import choose_device, choose_precision
-from malcli.engine.predictor import Predictor
-from malcli.engine.survey import resolve_label
+from malcli.data.crops.label_crops import Roi
+from malcli.engine.inputs import resolve_label
+from malcli.engine.label.job import Job, Manifest
+from malcli.engine.label.pipeline import open_predictor
+from malcli.engine.label.predictor import Predictor
+from malcli.engine.machine.processes import choose_device, choose_precision
 from malcli.model.checkpoint import Checkpoint, load_checkpoint
 from malcli.model.locate import locate_checkpoint
 

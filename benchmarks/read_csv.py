@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from malcli.data import openimages
-from malcli.data.images import ImageFolder
-from malcli.data.sizes import Found
+from malcli.data.formats.openimages import boxes as openimages
+from malcli.data.images.decode import ImageFolder
+from malcli.data.images.sizes import Found
 
 COLUMNS = (
     "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,"

@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 
 from malcli.config.evaluate import EvalConfig
 from malcli.data.scenes import draw_scenes
-from malcli.engine.evaluate import evaluate
+from malcli.engine.eval.masks import evaluate
 from malcli.geometry.rle import from_segmentation
 from malcli.report.progress import set_quiet
 

@@ -24,12 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from malcli.config.label import LabelConfig
-from malcli.data.formats import open_boxes, select
-from malcli.data.images import find_images
-from malcli.data.rois import Roi
-from malcli.engine.inference import Road, Watch, evidence_of, open_predictor
-from malcli.engine.jobs import Job, Manifest
-from malcli.engine.parts import Outcome
+from malcli.data.crops.label_crops import Roi
+from malcli.data.formats.registry import open_boxes, select
+from malcli.data.images.decode import find_images
+from malcli.engine.label.job import Job, Manifest
+from malcli.engine.label.parts import Outcome
+from malcli.engine.label.pipeline import Road, Watch, evidence_of, open_predictor
 from malcli.geometry.crops import paste_mask
 from malcli.geometry.rle import from_segmentation, paired_iou
 from malcli.metrics import score_weights

@@ -19,14 +19,14 @@ import torch
 from numpy.typing import NDArray
 
 from malcli.config.label import LabelConfig
-from malcli.data.formats import open_boxes, select
-from malcli.data.images import find_images
-from malcli.data.rois import Roi
-from malcli.engine.inference import Road, Watch, open_predictor
-from malcli.engine.jobs import Job, Manifest
-from malcli.engine.parts import Outcome
-from malcli.engine.predictor import Predictor
-from malcli.engine.thresholds import CANDIDATES, best_thresholds, box_fit, sample_rows
+from malcli.data.crops.label_crops import Roi
+from malcli.data.formats.registry import open_boxes, select
+from malcli.data.images.decode import find_images
+from malcli.engine.label.job import Job, Manifest
+from malcli.engine.label.parts import Outcome
+from malcli.engine.label.pipeline import Road, Watch, open_predictor
+from malcli.engine.label.predictor import Predictor
+from malcli.engine.label.thresholds import CANDIDATES, best_thresholds, box_fit, sample_rows
 from malcli.geometry.areas import paste_majority
 from malcli.geometry.boxes import SIZE_NAMES, clip_xyxy, xywh_to_xyxy
 from malcli.geometry.crops import paste_mask

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from malcli.data.coco import read_coco
-from malcli.engine.parts import Outcome, PartFolder, merge
+from malcli.data.formats.coco import read_coco
+from malcli.engine.label.parts import Outcome, PartFolder, merge
 from malcli.geometry.rle import encode_crop
 from malcli.records import BoxTable
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from malcli.data.coco import read_coco, write_coco
-from malcli.data.parquet import write_parquet
+from malcli.data.formats.coco import read_coco, write_coco
+from malcli.data.formats.parquet import write_parquet
 from malcli.geometry.rle import encode_crop
 from malcli.records import BoxTable, Record
 

@@ -14,14 +14,14 @@ from malcli.config.retention import RetentionConfig
 from malcli.settings import resolve
 
 if TYPE_CHECKING:
-    from malcli.engine.attention import AttentionResult
-    from malcli.engine.clustering import ClusteringResult
-    from malcli.engine.convert import ConvertResult
-    from malcli.engine.convert_weights import WeightsResult
-    from malcli.engine.evaluate import EvalResult
-    from malcli.engine.fit import FitResult
-    from malcli.engine.label import LabelResult
-    from malcli.engine.retention import RetentionResult
+    from malcli.engine.convert.command import ConvertResult
+    from malcli.engine.convert.weights import WeightsResult
+    from malcli.engine.eval.encoder.attention import AttentionResult
+    from malcli.engine.eval.encoder.clustering import ClusteringResult
+    from malcli.engine.eval.masks import EvalResult
+    from malcli.engine.fit.command import FitResult
+    from malcli.engine.label.command import LabelResult
+    from malcli.engine.retention.command import RetentionResult
 
 
 def fit(*, recipe: str | None = None, **options: Any) -> "FitResult":  # noqa: ANN401
@@ -34,7 +34,7 @@ def fit(*, recipe: str | None = None, **options: Any) -> "FitResult":  # noqa: A
     Raises:
         MalcliError: An option, file or record is wrong, or the run failed.
     """
-    from malcli.engine import fit as engine
+    from malcli.engine.fit import command as engine
 
     return engine.fit(resolve(FitConfig, options, recipe, "fit").config)
 
@@ -49,8 +49,8 @@ def label(*, recipe: str | None = None, **options: Any) -> "LabelResult":  # noq
     Raises:
         MalcliError: An option, file or record is wrong, or the run failed.
     """
-    from malcli.engine import label as engine
-    from malcli.engine.survey import resolve_label
+    from malcli.engine.inputs import resolve_label
+    from malcli.engine.label import command as engine
 
     return engine.label(resolve_label(options, recipe))
 
@@ -69,7 +69,7 @@ def evaluate(
     Raises:
         MalcliError: An option, file or record is wrong, or the run failed.
     """
-    from malcli.engine import measure as engine
+    from malcli.engine.eval import command as engine
 
     return engine.measure(resolve(EvalConfig, options, recipe, "eval").config)
 
@@ -92,7 +92,7 @@ def convert(
     Raises:
         MalcliError: An option, file or record is wrong, or the run failed.
     """
-    from malcli.engine import convert as engine
+    from malcli.engine.convert import command as engine
 
     values = {"src": str(src), "dst": str(dst), **options}
     return engine.convert(resolve(ConvertConfig, values, recipe, "convert").config)
@@ -108,6 +108,6 @@ def retention(*, recipe: str | None = None, **options: Any) -> "RetentionResult"
     Raises:
         MalcliError: An option, file or record is wrong, or the run failed.
     """
-    from malcli.engine import retention as engine
+    from malcli.engine.retention import command as engine
 
     return engine.retention(resolve(RetentionConfig, options, recipe, "retention").config)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from malcli.data.coco import read_coco
+from malcli.data.formats.coco import read_coco
 from malcli.records import (
     BoxTable,
     Problems,

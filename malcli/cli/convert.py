@@ -21,6 +21,6 @@ def run(values: dict[str, Any], common: Common) -> None:
     if not common.recipe and not (values["src"] and values["dst"]):
         raise ConfigError("convert: give both SRC and DST (see 'malcli convert --help')")
     config = resolve(ConvertConfig, values, common.recipe, "convert").config
-    from malcli.engine.convert import convert
+    from malcli.engine.convert.command import convert
 
     show(run_engine(lambda: convert(config), common.quiet), common.json, print_values)

@@ -8,7 +8,7 @@ from malcli.cli.options import Common, add_command
 from malcli.cli.output import run_engine, show
 
 if TYPE_CHECKING:
-    from malcli.engine.doctor import DoctorResult
+    from malcli.engine.machine.doctor import DoctorResult
 
 
 def register(app: typer.Typer) -> None:
@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 def run(values: dict[str, Any], common: Common) -> None:
     """Report versions, devices, precision, free space and cached encoders."""
-    from malcli.engine.doctor import doctor
+    from malcli.engine.machine.doctor import doctor
 
     show(run_engine(doctor, common.quiet), common.json, print_doctor)
 

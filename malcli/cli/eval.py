@@ -10,9 +10,9 @@ from malcli.config.evaluate import EvalConfig
 from malcli.settings import resolve
 
 if TYPE_CHECKING:
-    from malcli.engine.attention import AttentionResult
-    from malcli.engine.clustering import ClusteringResult
-    from malcli.engine.evaluate import EvalResult
+    from malcli.engine.eval.encoder.attention import AttentionResult
+    from malcli.engine.eval.encoder.clustering import ClusteringResult
+    from malcli.engine.eval.masks import EvalResult
 
 
 def register(app: typer.Typer) -> None:
@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 def run(values: dict[str, Any], common: Common) -> None:
     """Score masks against human masks: mIoU, boundary IoU, mask AP."""
     config = resolve(EvalConfig, values, common.recipe, "eval").config
-    from malcli.engine.measure import measure
+    from malcli.engine.eval.command import measure
 
     show(run_engine(lambda: measure(config), common.quiet), common.json, print_eval)
 

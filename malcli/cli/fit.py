@@ -12,7 +12,7 @@ from malcli.config.fit import FitConfig
 from malcli.settings import PRESETS, read_recipe, resolve, to_plain
 
 if TYPE_CHECKING:
-    from malcli.engine.fit import FitResult
+    from malcli.engine.fit.command import FitResult
 
 EXPLAIN = "Print every setting with its value, origin and source, and stop."
 
@@ -29,7 +29,7 @@ def run(values: dict[str, Any], common: Common) -> None:
         return
     config = resolve(FitConfig, values, common.recipe, "fit").config
     start_processes(config, together=True)
-    from malcli.engine.fit import fit
+    from malcli.engine.fit.command import fit
 
     show(run_engine(lambda: fit(config), common.quiet), common.json, print_fit)
 

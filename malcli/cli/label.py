@@ -16,9 +16,9 @@ def register(app: typer.Typer) -> None:
 
 def run(values: dict[str, Any], common: Common) -> None:
     """Make a mask for every box."""
-    from malcli.engine.crew import combine, hand_in
-    from malcli.engine.label import label
-    from malcli.engine.survey import resolve_label
+    from malcli.engine.inputs import resolve_label
+    from malcli.engine.label.command import label
+    from malcli.engine.label.siblings import combine, hand_in
 
     config = resolve_label(values, common.recipe)
     if not (config.dry_run or config.merge):

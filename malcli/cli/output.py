@@ -59,7 +59,7 @@ def start_processes(
         combined: Gets what the processes handed in, if any did; without it the first one prints.
     """
     if config.num_processes > 1 and "RANK" not in os.environ:
-        from malcli.engine.launch import start_processes as start
+        from malcli.engine.machine.processes import start_processes as start
 
         if combined is None:
             raise typer.Exit(start(config.num_processes, sys.argv[1:], together))

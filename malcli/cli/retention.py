@@ -10,7 +10,7 @@ from malcli.config.retention import RetentionConfig
 from malcli.settings import resolve
 
 if TYPE_CHECKING:
-    from malcli.engine.retention import RetentionResult
+    from malcli.engine.retention.command import RetentionResult
 
 
 def register(app: typer.Typer) -> None:
@@ -22,7 +22,7 @@ def run(values: dict[str, Any], common: Common) -> None:
     """Train the same student on human masks and on malcli's, and compare their AP."""
     config = resolve(RetentionConfig, values, common.recipe, "retention").config
     start_processes(config, together=True)
-    from malcli.engine.retention import retention
+    from malcli.engine.retention.command import retention
 
     show(run_engine(lambda: retention(config), common.quiet), common.json, print_retention)
 

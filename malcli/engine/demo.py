@@ -20,7 +20,7 @@ from malcli.errors import OutputError
 from malcli.report.progress import log
 
 if TYPE_CHECKING:
-    from malcli.engine.evaluate import EvalResult
+    from malcli.engine.eval.masks import EvalResult
 
 # A labeler small enough for two CPU cores; random weights, so that no network is needed.
 DEMO_FIT: dict[str, Any] = {
@@ -95,9 +95,9 @@ def walk(out: Path, machine: dict[str, Any]) -> "EvalResult":
         out: The folder.
         machine: Settings that all steps share.
     """
-    from malcli.engine.evaluate import evaluate
-    from malcli.engine.fit import fit
-    from malcli.engine.label import label
+    from malcli.engine.eval.masks import evaluate
+    from malcli.engine.fit.command import fit
+    from malcli.engine.label.command import label
 
     run, masks, report = out / "run", out / "masks.json", out / "report.html"
     log("demo 1/4: drawing scenes with exact masks")

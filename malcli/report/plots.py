@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from malcli.data.images import BadImage, decode_image, find_images, resolve
+from malcli.data.images.decode import BadImage, decode_image, find_images, resolve
 from malcli.errors import MissingImageError
 from malcli.geometry.rle import decode_windows
 from malcli.records import BoxTable, Rle

@@ -38,7 +38,7 @@ def test_wrong_usage_is_one_line_and_2(arguments, words, capsys, tmp_path, monke
 
 def test_a_finished_study_is_printed_again_without_torch(scenes, tmp_path, capsys):
     from malcli.config.retention import RetentionConfig
-    from malcli.engine.study import job_of, prepare_study, write_json
+    from malcli.engine.retention.study import job_of, prepare_study, write_json
 
     config = RetentionConfig(
         train=scenes.instances, masks=scenes.instances, val=scenes.instances, out=tmp_path / "out"

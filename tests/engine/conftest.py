@@ -19,8 +19,8 @@ from torchvision.ops import MultiScaleRoIAlign
 from malcli.config.label import LabelConfig
 from malcli.config.retention import RetentionConfig
 from malcli.data.scenes import draw_scenes
-from malcli.engine import parts
-from malcli.engine.label import label
+from malcli.engine.label import parts
+from malcli.engine.label.command import label
 from malcli.model import student
 from malcli.model.checkpoint import Checkpoint, save_checkpoint
 from malcli.model.labeler import Architecture, build_labeler

@@ -27,11 +27,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 # `label` loads these late; here each fork would, which takes seconds.
-import malcli.engine.batch_size
-import malcli.engine.begin  # noqa: F401
+import malcli.engine.label.batch_size
+import malcli.engine.label.plan  # noqa: F401
 from malcli.cli.main import main
-from malcli.engine import parts
-from malcli.engine.parts import PartFolder
+from malcli.engine.label import parts
+from malcli.engine.label.parts import PartFolder
 
 WRITING = [(os, "fsync"), (os, "replace"), (os, "link"), (os, "mkdir"), (pq, "write_table")]
 WRITING += [(pa.ipc, "new_stream"), (io, "open"), (builtins, "open"), (pq, "ParquetWriter")]

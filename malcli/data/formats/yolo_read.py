@@ -1,0 +1,270 @@
+"""YOLO data sets: data.yaml, images/<split>/, labels/<split>/; one text line an object.
+
+A line is `class x y w h` (centre and size over the image's) or `class x1 y1 x2 y2 ...` (one
+polygon). Ids are given in the order of splits, names and lines, from 1; categories keep YOLO's
+numbers, from 0. Image sizes come from the headers.
+"""
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml  # type: ignore[import-untyped,unused-ignore]
+
+from malcli.data.boxtable.build import ROWS, build_table, spool
+from malcli.data.boxtable.checks import short
+from malcli.data.boxtable.columns import take_boxes, take_images
+from malcli.data.boxtable.json_stream import open_regular
+from malcli.data.images.sizes import Found, read_sizes
+from malcli.errors import DataFormatError, MissingImageError
+from malcli.records import BoxTable, Record
+
+SPLITS = ("train", "val", "valid", "test")
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".jp2", ".avif")
+)
+MAX_YAML = 1 << 22  # bytes; PyYAML is slow
+MAX_LABELS = 1 << 26  # bytes of one image's labels
+MAX_CLASSES = 100_000
+_COUNT = re.compile(r"\d{1,9}")
+
+
+@dataclass(frozen=True)
+class YoloSet:
+    """What data.yaml says.
+
+    Attributes:
+        file: The YAML file.
+        root: The folder that names are relative to.
+        places: Folders or lists of images, relative to root, by split.
+        names: Names of the classes, by number.
+    """
+
+    file: Path
+    root: Path
+    places: dict[str, list[str]]
+    names: dict[int, str]
+
+
+def read_yolo(path: Path, images: Path | None = None) -> BoxTable:
+    """Read the boxes and polygons of all splits; the table's path is the data set's folder.
+
+    Args:
+        path: data.yaml, or its folder.
+        images: The folder that holds the image folders, if it is not data.yaml's.
+
+    Raises:
+        DataFormatError: data.yaml or a label file cannot be understood.
+        MissingImageError: There is no image.
+        RunError: The disk of temporary files is full.
+    """
+    dataset = read_yaml(path)
+    root = images or dataset.root
+    names = [name for places in dataset.places.values() for name in _image_names(root, places)]
+    names = list(dict.fromkeys(names))
+    if not names:
+        looked = ", ".join(place for places in dataset.places.values() for place in places)
+        raise MissingImageError(
+            f"{dataset.file}: no image in {looked} of {root}; name the data set's folder with "
+            "--images"
+        )
+    sizes = read_sizes(root, names)
+    columns = spool(take_images([]).schema, _image_batches(names, sizes)).table
+    boxes = spool(take_boxes([]).schema, _box_batches(dataset.root, names, sizes))
+    categories = [{"id": number, "name": name} for number, name in dataset.names.items()]
+    return build_table(dataset.root, "yolo", {"categories": categories}, columns, boxes)
+
+
+def read_yaml(path: Path) -> YoloSet:
+    """Read data.yaml, or the YAML file of a folder.
+
+    Raises:
+        DataFormatError: It is no YAML, or has no `names`.
+    """
+    file = yaml_of(path)
+    with open_regular(file) as opened:
+        text = opened.read(MAX_YAML + 1)
+    if len(text) > MAX_YAML:
+        raise DataFormatError(file, f"is longer than {MAX_YAML >> 20} MB; is it data.yaml?")
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
+        raise DataFormatError(file, f"not valid YAML ({short(_line(error))})") from None
+    if not isinstance(value, dict) or "names" not in value:
+        raise DataFormatError(file, "has no names; data.yaml lists the classes under 'names'")
+    root = file.absolute().parent
+    base = value.get("path")
+    if isinstance(base, str) and base and "\0" not in base and (root / base).is_dir():
+        root = (root / base).resolve()
+    return YoloSet(file, root, _places(file, root, value), _class_names(file, value["names"]))
+
+
+def yaml_of(path: Path) -> Path:
+    """Return the YAML file of a data set: the path itself, or the one in the folder."""
+    if not path.is_dir():
+        return path
+    found = sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
+    named = [file for file in found if file.stem == "data"]
+    if not found:
+        raise DataFormatError(path, "has no data.yaml; name the annotation file")
+    return (named or found)[0]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _class_names(file: Path, value: object) -> dict[int, str]:
+    """Return the names by number, from a list or an object."""
+    pairs = list(enumerate(value)) if isinstance(value, list) else None
+    if isinstance(value, dict):
+        pairs = list(value.items())
+    if pairs is None or len(pairs) > MAX_CLASSES:
+        raise DataFormatError(file, "is neither a list nor an object of names", field="names")
+    names: dict[int, str] = {}
+    for number, name in pairs:
+        if isinstance(number, str) and _COUNT.fullmatch(number):
+            number = int(number)
+        if type(number) is not int or not 0 <= number < 2**31 or isinstance(name, list | dict):
+            raise DataFormatError(
+                file, f"{short(number)}: {short(name)} is no class", None, "names"
+            )
+        names[number] = str(name)
+    return dict(sorted(names.items()))
+
+
+def _places(file: Path, root: Path, value: dict[Any, Any]) -> dict[str, list[str]]:
+    """Return where the images of each split are, as paths inside the root."""
+    places: dict[str, list[str]] = {}
+    for split in SPLITS:
+        given = value.get(split)
+        listed = given if isinstance(given, list) else [given]
+        inside = [_inside(file, root, each, split) for each in listed if each is not None]
+        if inside:
+            places[split] = inside
+    return places or {"": ["images"]}
+
+
+def _inside(file: Path, root: Path, value: object, split: str) -> str:
+    """Return a place relative to the root; `../`, which some exports put first, counts little."""
+    if not isinstance(value, str) or "\0" in value:
+        raise DataFormatError(file, f"{short(value)} is no path", field=split)
+    place = PurePosixPath(value.replace("\\", "/"))
+    if place.is_absolute() and place.is_relative_to(root.as_posix()):
+        place = place.relative_to(root.as_posix())
+    parts = list(place.parts)
+    while parts and parts[0] == "..":
+        del parts[0]
+    if place.is_absolute() or ".." in parts or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", value):
+        raise DataFormatError(
+            file, f"{short(value)} leaves the data set's folder; use a relative path", field=split
+        )
+    return "/".join(parts) or "."
+
+
+def _image_names(root: Path, places: list[str]) -> Iterator[str]:
+    """Yield the images of a split, relative to the root, in the order of their names."""
+    for place in places:
+        if place.endswith(".txt"):
+            yield from _listed(root, root / place)
+            continue
+        for folder, below, files in os.walk(root / place):
+            below.sort()
+            base = Path(folder).relative_to(root)
+            for name in sorted(files):
+                if os.path.splitext(name)[1].lower() in SUFFIXES:
+                    yield (base / name).as_posix()
+
+
+def _listed(root: Path, path: Path) -> Iterator[str]:
+    """Yield the images of a list; those outside the root are for `images.resolve` to refuse."""
+    for line in _lines(path, MAX_LABELS * 4):
+        if line:
+            inside = line.removeprefix(root.as_posix() + "/")
+            yield inside.removeprefix("./")
+
+
+def _lines(path: Path, limit: int) -> list[str]:
+    """Return the lines of a small text file, without blanks around."""
+    with open_regular(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise DataFormatError(path, f"is longer than {limit >> 20} MB; is it a text of YOLO?")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataFormatError(path, "not UTF-8 text; save it as UTF-8") from None
+    return [line.strip() for line in text.splitlines()]
+
+
+def _image_batches(names: list[str], sizes: list[Found]) -> Iterator[Any]:
+    for begin in range(0, len(names), ROWS):
+        records: list[Record] = []
+        part = slice(begin, begin + ROWS)
+        for number, (name, found) in enumerate(zip(names[part], sizes[part], strict=True), begin):
+            record: Record = {"id": number + 1, "file_name": name}
+            if found.height is not None:
+                record |= {"height": found.height, "width": found.width}
+            records.append(record)
+        yield take_images(records)
+
+
+def label_path(root: Path, name: str) -> Path:
+    """Return the label file of an image: `labels` for its last `images`, .txt for its suffix."""
+    parts = list(PurePosixPath(name).with_suffix(".txt").parts)
+    for place in reversed(range(len(parts) - 1)):
+        if parts[place] == "images":
+            parts[place] = "labels"
+            break
+    return root.joinpath(*parts)
+
+
+def _box_batches(root: Path, names: list[str], sizes: list[Found]) -> Iterator[Any]:
+    """Yield the columns of boxes."""
+    batch: list[Record] = []
+    number = 1
+    for image, (name, found) in enumerate(zip(names, sizes, strict=True), 1):
+        if ".." in PurePosixPath(name).parts or name.startswith("/") or "\0" in name:
+            continue
+        path = label_path(root, name)
+        if not os.path.lexists(path) or not path.stat().st_size:
+            continue  # an image without objects
+        for line in _lines(path, MAX_LABELS):
+            if line:
+                batch.append({"id": number, "image_id": image} | _record(line, found))
+                number += 1
+        if len(batch) >= ROWS:
+            yield take_boxes(batch)
+            batch = []
+    yield take_boxes(batch)
+
+
+def _record(line: str, found: Found) -> Record:
+    """Return a line as an annotation in pixels; what is no such line is kept as it is."""
+    words = line.split()
+    try:
+        values = [float(word) for word in words]
+    except ValueError:
+        return {"line": line[:1000]}
+    count = len(values) - 1
+    whole = values[0].is_integer() and abs(values[0]) < 2**31
+    polygon = count >= 6 and count % 2 == 0
+    if not whole or not all(map(math.isfinite, values)) or not (polygon or count in (4, 5)):
+        return {"line": line[:1000]}
+    record: Record = {"category_id": int(values[0])}
+    if found.height is None or found.width is None:
+        return record | {"line": line[:1000]}
+    height, width = found.height, found.width
+    if polygon:
+        sides = [width, height] * (count // 2)
+        points = [value * side for value, side in zip(values[1:], sides, strict=True)]
+        left, top = min(points[::2]), min(points[1::2])
+        box = [left, top, max(points[::2]) - left, max(points[1::2]) - top]
+        return record | {"bbox": box, "segmentation": [points]}
+    x, y, w, h = values[1:5]
+    box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
+    return record | {"bbox": box} | ({"score": values[5]} if count == 5 else {})

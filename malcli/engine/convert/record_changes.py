@@ -1,0 +1,210 @@
+"""What `convert` changes in records on their way: forms of masks, category ids, what is dropped.
+
+Also says what a format cannot express. Opens no file.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from malcli.config.convert import ConvertConfig
+from malcli.data.boxtable.build import BATCHES_KEPT
+from malcli.data.formats.registry import EXPORTS
+from malcli.geometry.polygons import polygons_of
+from malcli.geometry.rle import RleError, from_segmentation, paired_iou, run_lengths
+from malcli.records import STATUS_OK, BoxTable, Record, Rle, category_names, to_records
+
+LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")  # of images, of category ids
+MASK_KEYS = ("segmentation", "area", "malcli_score", "malcli_status")
+
+
+def losses_of_table(table: BoxTable, to: str) -> Counter[str]:
+    """Return what a format cannot say of a table's header and images, with numbers."""
+    lost: Counter[str] = Counter()
+    extra = table.images["extra"]
+    if to in EXPORTS:
+        lost.update(f"header '{key}'" for key in table.header if key != "categories")
+        lost["other keys of images"] = len(extra) - extra.null_count
+        lost.update(_lost_of_categories(table.header, to))
+        lost["ids of images, which get others"] = _lost_image_ids(table.images, to)
+    if to == "openimages":
+        lost["images without boxes"] = int((table.starts[1:] == table.starts[:-1]).sum())
+    if to == "lvis":
+        for key in ("coco_url", *LVIS_LISTS):
+            has = pc.fill_null(pc.match_substring(extra, f'"{key}"'), False)
+            if key == "coco_url":
+                named = pc.fill_null(pc.match_substring(table.images["file_name"], "/"), False)
+                has = pc.or_(has, named)
+            lost[f"images without {key}, which LVIS needs"] = pc.sum(pc.invert(has)).as_py() or 0
+    return +lost
+
+
+def _lost_of_categories(header: dict[str, Any], to: str) -> Counter[str]:
+    """Count what a list of names, numbered by YOLO from 0 and by Open Images from 1, cannot say."""
+    lost: Counter[str] = Counter()
+    known = [each for each in header.get("categories") or () if isinstance(each, dict)]
+    places = {number: place for place, number in enumerate(sorted(category_names(header)))}
+    for row, each in enumerate(known, 1):
+        said = {"id", "name"} | ({"mid"} if to == "openimages" else set())
+        lost["other keys of categories"] += not each.keys() <= said
+        number: Any = each.get("id")
+        same = number == (places.get(number) if to == "yolo" else row)
+        lost["ids of categories, which get others"] += not same
+    return lost
+
+
+def _lost_image_ids(images: pa.Table, to: str) -> int:
+    """Count the images whose id is not what the reader makes of their name."""
+    ids = images["id"].to_pylist()
+    if to == "yolo":
+        return sum(number != row for row, number in enumerate(ids, 1))
+    names = (PurePosixPath(name or "") for name in images["file_name"].to_pylist())
+    return sum(
+        text != str(name.with_suffix("") if name.name else "")
+        for text, name in zip(ids, names, strict=True)
+    )
+
+
+class Changes:
+    """The changes that a command asks for.
+
+    Args:
+        config: The settings.
+        table: What was read.
+        to: The target's format.
+        lost: Counts what the target cannot say.
+
+    Attributes:
+        header: With the new category ids.
+        images: With the new category ids.
+        dropped: Annotations left out so far.
+    """
+
+    def __init__(self, config: ConvertConfig, table: BoxTable, to: str, lost: Counter[str]) -> None:
+        """Number the categories."""
+        self._config = config
+        self._table = table
+        self._to = to
+        self._lost = lost
+        self._ious: list[tuple[float, float, int]] = []  # sum, minimum and number of each batch
+        self.dropped = 0
+        self.header = table.header
+        self.images = table.images
+        self._numbers: dict[int, int] = {}
+        if config.contiguous_ids:
+            known = sorted(category_names(table.header))
+            self._numbers = {number: n for n, number in enumerate(known, 1)}
+            self.header = self._renumbered_header()
+            self.images = self._renumbered_images()
+        sides = (pc.fill_null(table.images[side], 0).to_pylist() for side in ("height", "width"))
+        self._hw = list(zip(*sides, strict=True)) if config.rle else []
+
+    def batches(self) -> Iterator[list[Record]]:
+        """Yield the changed annotations, in the order of the file."""
+        for number, batch in enumerate(self._table.boxes.to_batches()):
+            pairs = list(zip(to_records(batch), batch["image"].to_pylist(), strict=True))
+            kept = [(record, image) for record, image in pairs if self._is_wanted(record)]
+            self.dropped += len(pairs) - len(kept)
+            if self._config.rle:
+                self._change_masks(kept)
+            records = [record for record, _ in kept]
+            self._change_records(records)
+            yield records
+            if number % BATCHES_KEPT == 0:
+                self._table.release()
+
+    def polygon_iou(self) -> dict[str, float] | None:
+        """Return the mean and the minimum IoU of masks with their polygons, and how many."""
+        count = sum(number for _, _, number in self._ious)
+        if not count:
+            return None
+        mean = sum(total for total, _, _ in self._ious) / count
+        return {"mean": mean, "min": min(low for _, low, _ in self._ious), "masks": count}
+
+    def _is_wanted(self, record: Record) -> bool:
+        if self._config.drop_unlabelled:
+            status = record.get("malcli_status", STATUS_OK)
+            if status != STATUS_OK or not record.get("segmentation"):
+                return False
+        score = record.get("malcli_score", record.get("score"))
+        if self._config.min_score is None or not isinstance(score, int | float):
+            return True
+        return score >= self._config.min_score
+
+    def _change_records(self, records: list[Record]) -> None:
+        if self._config.boxes_only:
+            for record in records:
+                for key in MASK_KEYS:
+                    record.pop(key, None)
+        if self._config.contiguous_ids:
+            for record in records:
+                number = record.get("category_id")
+                if type(number) is int:
+                    # What is no category gets a number of its own, so that it becomes none.
+                    record["category_id"] = self._numbers.setdefault(number, len(self._numbers) + 1)
+        if self._to == "lvis":
+            masks = sum(isinstance(record.get("segmentation"), dict) for record in records)
+            self._lost["RLE masks, which loaders of LVIS refuse (try --rle polygon)"] += masks
+            self._lost += Counter()  # without zeros
+
+    def _change_masks(self, pairs: list[tuple[Record, int]]) -> None:
+        """Give masks the form asked for; what cannot be read stays as it is."""
+        made: list[tuple[Rle, Rle]] = []
+        for record, image in pairs:
+            value = record.get("segmentation")
+            if value is None:
+                continue
+            hw = self._hw[image] if image >= 0 else (0, 0)
+            try:
+                rle = from_segmentation(value, hw)
+                changed = self._mask(record, rle)
+                record["segmentation"] = changed
+                if isinstance(changed, list) and changed is not value:
+                    made.append((rle, from_segmentation(changed, hw)))
+            except RleError:
+                self._lost["masks that cannot be read, kept as they are"] += 1
+        if made:
+            iou = paired_iou([one for one, _ in made], [other for _, other in made])
+            self._ious.append((float(iou.sum()), float(iou.min()), len(made)))
+
+    def _mask(self, record: Record, rle: Rle) -> Any:  # noqa: ANN401
+        """Return a mask in the form asked for."""
+        if self._config.rle == "compressed":
+            return rle
+        if self._config.rle == "uncompressed":
+            return {"size": rle["size"], "counts": run_lengths(rle["counts"]).tolist()}
+        if isinstance(record["segmentation"], list) or record.get("iscrowd") == 1:
+            return record["segmentation"]  # COCO's crowds are RLE
+        polygons = polygons_of(rle)
+        if not polygons:
+            self._lost["empty masks, which have no polygon, kept as RLE"] += 1
+        return polygons or rle
+
+    def _renumbered_header(self) -> dict[str, Any]:
+        known = [
+            each | {"id": self._numbers[each["id"]]}
+            for each in self._table.header.get("categories") or ()
+            if isinstance(each, dict) and each.get("id") in self._numbers
+        ]
+        return self._table.header | {"categories": sorted(known, key=lambda each: each["id"])}
+
+    def _renumbered_images(self) -> pa.Table:
+        """Return the images with the category ids that LVIS keeps in them."""
+        extras: list[str | None] = self._table.images["extra"].to_pylist()
+        for row, text in enumerate(extras):
+            if text is not None and "_category_ids" in text:
+                record = json.loads(text)
+                for key in LVIS_LISTS:
+                    if isinstance(record.get(key), list):
+                        record[key] = [self._number(each) for each in record[key]]
+                extras[row] = json.dumps(record, separators=(",", ":"))
+        place = self._table.images.schema.get_field_index("extra")
+        return self._table.images.set_column(place, "extra", pa.array(extras, pa.string()))
+
+    def _number(self, value: object) -> object:
+        return self._numbers.get(value, value) if type(value) is int else value

@@ -1,0 +1,352 @@
+"""`malcli label`: a mask for every box, in parts that shards, processes and restarts share.
+
+No process waits for another: whoever finds all parts done merges them. torch is loaded only where
+boxes are labelled, so that a finished job, a merge and a dry run answer at once.
+"""
+
+import dataclasses
+import resource
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from malcli.config.label import LabelConfig
+from malcli.data.images.decode import ImageFolder
+from malcli.engine import inputs
+from malcli.engine.label import job as jobs_module
+from malcli.engine.label.estimate import estimate, remember_rate, warn_of_space
+from malcli.engine.label.job import Job, Manifest
+from malcli.engine.label.overlaps import exclusive
+from malcli.engine.label.parts import Outcome, PartFolder, merge, missing_error
+from malcli.engine.label.siblings import Crew
+from malcli.engine.machine.signals import StopFlag, command_of
+from malcli.errors import DataFormatError, Interrupted, MalcliError, OutputError
+from malcli.model.locate import locate_checkpoint, preset_of
+from malcli.records import Problems
+from malcli.report.html import check_page
+from malcli.report.progress import Progress, log
+
+if TYPE_CHECKING:
+    from malcli.engine.label.pipeline import Road
+    from malcli.model.checkpoint import Checkpoint
+
+STAGES = ("read", "decode", "crop", "network", "paste", "encode", "write", "wait")
+BAD_STATUSES = ("skipped:no-image", "skipped:bad-image", "skipped:bad-box", "skipped:memory")
+
+
+@dataclass
+class LabelResult:
+    """What a start of a labelling job did.
+
+    Attributes:
+        counts: Boxes by status: of the whole job once it is merged, before that of this share.
+        out: The output; None for a dry run.
+        merged: Whether the output is there.
+        seconds: CPU seconds by stage, of all workers; time that passes for network and wait.
+        labelled: Boxes that this start labelled or skipped, and the seconds that it took.
+        problems: What is wrong with which records.
+        checkpoint: The file that labelled; None if none was needed.
+        estimate: Of a dry run: what the job will take.
+    """
+
+    counts: dict[str, int] = field(default_factory=dict)
+    out: Path | None = None
+    merged: bool = False
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    labelled: tuple[int, float] = (0, 0.0)
+    problems: Problems = field(default_factory=Problems)
+    checkpoint: Path | None = None
+    estimate: dict[str, Any] | None = None
+
+    @property
+    def boxes_per_s(self) -> float:
+        """Rate of this start; 0 if it had nothing to do."""
+        return self.labelled[0] / (self.labelled[1] or 1.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, and the most memory that this process held so far."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB; bytes on macOS
+        return {
+            **({} if self.estimate is None else {"estimate": self.estimate}),
+            "counts": self.counts,
+            "boxes_per_s": round(self.boxes_per_s, 3),
+            "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
+            "peak_memory_mb": round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1),
+            "out": None if self.out is None else str(self.out),
+            "merged": self.merged,
+            "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
+            "problems": {
+                kind: {"count": count, "examples": self.problems.examples.get(kind, [])}
+                for kind, count in sorted(self.problems.counts.items())
+            },
+        }
+
+
+def label(config: LabelConfig) -> LabelResult:
+    """Label boxes, or check them (`dry_run`), or merge finished parts (`merge`).
+
+    Every annotation of the input is in the output, in order, with a status. Equal jobs give equal
+    bytes, whatever the shards, processes and interruptions.
+
+    Args:
+        config: The settings.
+
+    Returns:
+        Counts by status; `merged` is false while parts of other shards are missing.
+
+    Raises:
+        MalcliError: A setting or file is wrong, or the output belongs to another job.
+        RunError: The disk is full, or parts are missing in a merge.
+        Interrupted: SIGINT or SIGTERM came; finished parts are kept.
+    """
+    settings = inputs.result_settings(config)
+    share = inputs.share_of(config.shard)
+    inputs.batch_size_of(config)
+    if config.dry_run:
+        return _dry_run(config)
+    with StopFlag() as stop:
+        return _Start(config, settings, share, stop).run()
+
+
+def _dry_run(config: LabelConfig) -> LabelResult:
+    """Read everything, check every image's header, and count what would be labelled."""
+    result = LabelResult()
+    with inputs.timed(result.seconds, "read"):
+        table, folder = inputs.open_data(config)
+        result.counts = inputs.check_images(config, table, folder)
+        result.estimate = estimate(config, table, result.counts, config.num_processes)
+    result.problems = table.problems
+    inputs.report_problems(table.problems)
+    if config.strict:
+        inputs.refuse_problems(table)
+    return result
+
+
+class _Start:
+    """One start of a job: does its share of what is left, and merges if nothing is left."""
+
+    def __init__(
+        self, config: LabelConfig, settings: dict[str, Any], share: slice, stop: StopFlag
+    ) -> None:
+        self.config = config
+        self.settings = settings
+        self.share = share
+        self.stop = stop
+        self._loaded: Checkpoint | None = None
+        self.out = inputs.checked_out(config)
+        if config.report:
+            check_page(config.report, [config.boxes, config.checkpoint], config.overwrite)
+        self.result = LabelResult(out=self.out)
+
+    def run(self) -> LabelResult:
+        job = self._job()
+        if jobs_module.is_finished(self.out, job):
+            log(f"{self.out}: this job was finished before; nothing to label")
+            return self._finished(job)
+        manifest = jobs_module.find_unfinished(job, self.out, self.config.overwrite)
+        if self.config.resume and manifest is None:
+            log(f"{self.out}: nothing to resume; starting")
+        with inputs.timed(self.result.seconds, "read"):
+            table, folder = inputs.open_data(self.config)
+            self.result.problems = table.problems
+            if self.config.strict:
+                inputs.check_images(self.config, table, folder)
+        inputs.report_problems(table.problems)
+        if self.config.strict:
+            inputs.refuse_problems(table)
+        parts = PartFolder(jobs_module.parts_path(self.out), table)
+        mine = [] if self.config.merge else list(range(len(parts)))[self.share]
+        if manifest is None and (mine or not len(parts)):
+            manifest = self._begin(job, parts, folder)
+        if manifest is None:
+            log("label: no part belongs to this share")
+            return self.result
+        self._check_plan(manifest, parts)
+        self._label(parts, mine, manifest, folder)
+        return self._end(job, manifest, parts, mine)
+
+    def _job(self) -> Job:
+        """Return the job; an output of another job is refused."""
+        config = self.config
+        if config.merge:
+            with inputs.timed(self.result.seconds, "read"):
+                job = jobs_module.job_to_merge(config, self.out)
+            kept: dict[str, Any] = {
+                n: job.settings.get(n) for n in ("categories", "limit", "format")
+            }
+            self.config = dataclasses.replace(config, **kept)
+            return job
+        checkpoint = self.result.checkpoint = locate_checkpoint(config.checkpoint)
+        if inputs.is_same(checkpoint, self.out):
+            raise OutputError(f"{self.out}: --out is also the checkpoint; name another")
+        with inputs.timed(self.result.seconds, "read"):
+            job = jobs_module.job_of(config, self.settings, checkpoint)
+        if not config.overwrite:
+            jobs_module.refuse_other(job, jobs_module.read_stamp(self.out), self.out)
+        return job
+
+    def _finished(self, job: Job) -> LabelResult:
+        """Return the counts that the output states; removes parts that a kill may have left."""
+        jobs_module.remove_parts_of(self.out, job)
+        self.result.merged = True
+        self.result.counts = dict((jobs_module.read_stamp(self.out) or {}).get("counts", {}))
+        self._refuse_bad(self.result.counts)
+        if self.config.review or self.config.report:
+            from malcli.engine.label.review import write_extras
+
+            write_extras(self.config, self.out, self.result.to_json(), self.result.problems)
+        return self.result
+
+    def _check_plan(self, manifest: Manifest, parts: PartFolder) -> None:
+        if (manifest.boxes, manifest.parts) != (parts.table.boxes.num_rows, len(parts)):
+            raise OutputError(
+                f"{parts.path}: planned by another version of malcli; finish it with that one, or "
+                f"start anew with --overwrite"
+            )
+
+    def _begin(self, job: Job, parts: PartFolder, folder: ImageFolder) -> Manifest:
+        """Decide what every start of the job will obey, and write it down."""
+        from malcli.engine.label.batch_size import with_largest_batch
+        from malcli.engine.label.plan import first_manifest
+
+        try:
+            with self.stop.at_once():  # automatic thresholds can take a minute
+                checkpoint = self._checkpoint()
+                warn_of_space(self.out, parts.table)
+                manifest = first_manifest(self.config, job, parts, folder, checkpoint)
+                manifest = with_largest_batch(self.config, manifest, checkpoint)
+        except KeyboardInterrupt:
+            self._stop_here(parts)
+            raise
+        return jobs_module.write_manifest(self.out, manifest)
+
+    def _checkpoint(self) -> "Checkpoint":
+        """Load the checkpoint once, and say which it is and what is known of its quality."""
+        if self._loaded is None:
+            from malcli.model.checkpoint import load_checkpoint
+
+            assert self.result.checkpoint is not None
+            self._loaded = load_checkpoint(self.result.checkpoint)
+            quality = self._loaded.quality
+            miou = (quality.get("miou") or {}).get("all")
+            said = f"mIoU {miou:.3f} on {quality['data']}" if miou else "quality not measured"
+            if preset_of(self.result.checkpoint):
+                said += "; of the released code: its preset holds where you set nothing"
+            log(f"label: checkpoint {self.result.checkpoint} ({said})")
+            for note in self._loaded.notes:
+                log(f"label: {note}")
+        return self._loaded
+
+    def _label(
+        self, parts: PartFolder, mine: list[int], manifest: Manifest, folder: ImageFolder
+    ) -> None:
+        """Label the parts of this share that are not done."""
+        todo = parts.missing(mine)
+        if not todo:
+            return
+        from malcli.engine.label.pipeline import Watch, open_road
+
+        watch = Watch(self.result.seconds)
+        loaded = self._checkpoint()
+        road = open_road(self.config, manifest, loaded, parts.table, folder, watch)
+        # All local processes together: only the first one's line is seen.
+        shard = range(len(parts))[inputs.share_of(self.config.shard, {})]
+        crew = Crew(parts, set(shard) - set(mine))
+        total, own, left = (sum(len(parts.rows(i)) for i in some) for some in (shard, mine, todo))
+        log(f"label: {len(parts.present())} of {len(parts)} parts are done, {len(todo)} left here")
+        start = time.monotonic()
+        try:
+            with Progress(total, "boxes", "label", done=own - left + crew.news()) as progress:
+                for index in todo:
+                    manifest = self._label_part(parts, index, manifest, road, progress)
+                    progress.advance(crew.news())
+                    self._stop_here(parts)
+        finally:
+            road.close()
+        self.result.labelled = (left, time.monotonic() - start)
+        remember_rate(self.config, left, self.result.boxes_per_s)
+        inputs.report_problems(parts.table.problems, inputs.FILE_KINDS)
+
+    def _label_part(
+        self, parts: PartFolder, index: int, manifest: Manifest, road: "Road", progress: Progress
+    ) -> Manifest:
+        """Label and commit a part; return the manifest, with a smaller batch if memory ran out."""
+        rows = parts.rows(index)
+        while (outcomes := self._outcomes(parts, rows, manifest, road, progress)) is None:
+            smaller = max(1, manifest.batch_size // 2)
+            log(f"label: {manifest.batch_size} crops a batch need too much memory; now {smaller}")
+            manifest = jobs_module.with_batch_size(self.out, manifest, smaller)
+        if self.config.overlaps != "keep":
+            with inputs.timed(self.result.seconds, "paste"):
+                images = parts.table.take(np.array([one.row for one in outcomes]), "image")
+                outcomes = exclusive(outcomes, images["image"].to_pylist(), self.config.overlaps)
+        with inputs.timed(self.result.seconds, "write"):
+            parts.write(index, outcomes)
+        return manifest
+
+    def _outcomes(
+        self,
+        parts: PartFolder,
+        rows: NDArray[np.int64],
+        manifest: Manifest,
+        road: "Road",
+        progress: Progress,
+    ) -> list[Outcome] | None:
+        """Return what became of a part's boxes, or None if a batch does not fit into memory."""
+        import torch
+
+        outcomes: list[Outcome] = []
+        try:
+            with self.stop.at_once():  # one batch of a large network can take a minute on a CPU
+                for batch in road.label(rows, manifest.batch_size):
+                    outcomes += batch
+                    progress.advance(len(batch))
+            return outcomes
+        except KeyboardInterrupt:
+            self._stop_here(parts)
+            raise
+        except torch.OutOfMemoryError:
+            progress.advance(-len(outcomes))
+            return None
+
+    def _stop_here(self, parts: PartFolder) -> None:
+        """Raise Interrupted if a signal came."""
+        if self.stop.signum:
+            name = signal.Signals(self.stop.signum).name
+            said = f"stopped by {name}; finished parts are kept in {parts.path}; resume with: "
+            raise Interrupted(said + command_of(self.config, "label"), self.stop.signum)
+
+    def _end(self, job: Job, manifest: Manifest, parts: PartFolder, mine: list[int]) -> LabelResult:
+        """Merge if all parts are there; else count this share's boxes."""
+        try:
+            missing = parts.missing()
+            if missing and self.config.merge:
+                raise missing_error(parts.path, missing, len(parts))
+            if missing:
+                self.result.counts = parts.count(mine)
+                log(f"label: this share is done; {len(missing)} of {len(parts)} parts are not")
+                return self.result
+            with inputs.timed(self.result.seconds, "write"):
+                counts = parts.count()
+                self._refuse_bad(counts)
+                stamp = jobs_module.stamp_of(job, manifest, counts)
+                merge(parts, self.out, stamp, lambda: self._stop_here(parts))
+        except (OSError, MalcliError):
+            # Another process may have merged meanwhile, and removed the parts.
+            if not jobs_module.is_finished(self.out, job):
+                raise
+        log(f"{self.out}: finished")
+        return self._finished(job)
+
+    def _refuse_bad(self, counts: dict[str, int]) -> None:
+        """Raise DataFormatError, with `strict`, if an image turned out bad while labelling."""
+        bad = {status: counts[status] for status in BAD_STATUSES if counts.get(status)}
+        if self.config.strict and bad:
+            said = ", ".join(f"{count} boxes {status}" for status, count in bad.items())
+            raise DataFormatError(self.config.boxes, f"--strict: {said}; without it they are kept")

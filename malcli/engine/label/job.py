@@ -1,0 +1,312 @@
+"""What a labelling job is: its settings and hashes, and whose an output or its parts are.
+
+    OUT                      `info.malcli` says which job made it
+    OUT.parts/manifest.json  an unfinished job: what the first start decided for all others
+
+Two starts are the same job if annotations, checkpoint and result-changing settings are equal.
+Knows nothing of networks, and reads no box.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from malcli import __version__, files
+from malcli.config.label import LabelConfig
+from malcli.data.boxtable.json_stream import JsonText, open_regular
+from malcli.data.formats.parquet import images_path
+from malcli.data.formats.registry import recognise
+from malcli.engine.label.crop_sizes import AUTO
+from malcli.errors import DataFormatError, OutputError, RunError
+from malcli.files import replacing, write_error
+from malcli.report.progress import log
+
+FOLDER_KINDS = (".json", ".csv", ".txt", ".yaml", ".yml", ".parquet")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What decides a job's result.
+
+    Attributes:
+        boxes: SHA-256 of the annotations.
+        checkpoint: SHA-256 of the checkpoint.
+        settings: Result-changing settings as given, plain values; what is not given is left out.
+    """
+
+    boxes: str
+    checkpoint: str
+    settings: dict[str, Any]
+
+    def differences(self, other: Mapping[str, Any]) -> list[str]:
+        """Return how this job differs from the fields of another one, one phrase each."""
+        hashes = ("boxes", "checkpoint")
+        found = [f"{name} changed" for name in hashes if other.get(name) != getattr(self, name)]
+        settings = other.get("settings")
+        before: Mapping[str, Any] = settings if isinstance(settings, dict) else {}
+        for key in sorted({*before, *self.settings}):
+            was, now = before.get(key), self.settings.get(key)
+            if was != now:
+                found.append(f"{key} was {_said(was)}, now {_said(now)}")
+        return found
+
+
+def _said(value: object) -> str:
+    return "not given" if value is None else str(value)[:60]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What the first start decides and every other start obeys.
+
+    Attributes:
+        job: What decides the result.
+        boxes: Number of boxes.
+        parts: Number of parts.
+        batch_size: Crops per network call.
+        precision: Number format of the network.
+        threshold: Thresholds by size class.
+        crop_size: Side of the network's input, pixels, or `auto`.
+    """
+
+    job: Job
+    boxes: int
+    parts: int
+    batch_size: int
+    precision: str
+    threshold: tuple[float, float, float]
+    crop_size: int | str
+
+
+def job_of(config: LabelConfig, settings: dict[str, Any], checkpoint: Path) -> Job:
+    """Return the job of a command.
+
+    Raises:
+        DataFormatError: The annotations cannot be read.
+    """
+    boxes = hash_input(config.boxes)
+    settings = settings | {"format": config.format or recognise(config.boxes)}
+    return Job(boxes, _digest(checkpoint), settings)
+
+
+def job_to_merge(config: LabelConfig, out: Path) -> Job:
+    """Return the job of the parts, or else of the output, that is there: only it knows.
+
+    Raises:
+        OutputError: The annotations are not the job's.
+        RunError: There is no part.
+    """
+    boxes = hash_input(config.boxes)
+    manifest = read_manifest(out)
+    source = dataclasses.asdict(manifest.job) if manifest else read_stamp(out)
+    if not source:
+        raise RunError(f"{parts_path(out)}: no part is there; run malcli label without --merge")
+    settings = source.get("settings")
+    job = Job(boxes, str(source.get("checkpoint")), settings if isinstance(settings, dict) else {})
+    refuse_other(job, source, out)
+    return job
+
+
+def hash_input(path: Path) -> str:
+    """Return the SHA-256 of an annotation file, or of the text and table files of a folder.
+
+    A Parquet file's images file counts, too.
+
+    Raises:
+        DataFormatError: Missing or unreadable.
+    """
+    if path.suffix in (".yaml", ".yml"):  # YOLO: the labels lie beside it
+        path = path.parent
+    if path.is_dir():
+        found = (one for one in path.rglob("*") if one.suffix in FOLDER_KINDS and one.is_file())
+        files = sorted(found)
+    else:
+        files = [one for one in (path, images_path(path)) if one == path or one.is_file()]
+    if files == [path]:
+        return hash_file(path)
+    base = path if path.is_dir() else path.parent
+    listing = [(str(one.relative_to(base)), _digest(one)) for one in files]
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        DataFormatError: Missing or unreadable.
+    """
+    open_regular(path).close()
+    return _digest(path)
+
+
+def _digest(path: Path) -> str:
+    try:
+        return files.hash_file(path)
+    except OSError as error:
+        raise DataFormatError(path, f"cannot be read: {error.strerror}") from None
+
+
+def parts_path(out: Path) -> Path:
+    """Return the folder of an output's parts."""
+    return out.with_name(out.name + ".parts")
+
+
+def read_stamp(out: Path) -> dict[str, Any] | None:
+    """Return `info.malcli` of an output; {} if it has none; None if there is no such file.
+
+    Our own JSON begins with `info`, so that a file of any size is told at once.
+    """
+    if not out.exists():
+        return None
+    try:
+        if out.suffix.lower() == ".parquet":
+            info = json.loads((pq.read_schema(out).metadata or {})[b"info"])
+        else:
+            with open_regular(out) as file:
+                text = JsonText(out, file)
+                info = text.value() if next(text.members(), None) == "info" else {}
+    except (OSError, ValueError, KeyError, RecursionError, pa.ArrowException, DataFormatError):
+        return {}
+    stamp = info.get("malcli") if isinstance(info, dict) else None
+    return stamp if isinstance(stamp, dict) else {}
+
+
+def stamp_of(job: Job, manifest: Manifest, counts: dict[str, int]) -> dict[str, Any]:
+    """Return `info.malcli`: nothing that differs between equal jobs."""
+    return {
+        "version": __version__,
+        **dataclasses.asdict(job),
+        "threshold": list(manifest.threshold),
+        "crop_size": manifest.crop_size,
+        "precision": manifest.precision,
+        "counts": counts,
+    }
+
+
+def is_finished(out: Path, job: Job) -> bool:
+    """Return whether the output is there and this job's."""
+    stamp = read_stamp(out)
+    if out.suffix.lower() == ".parquet" and not images_path(out).is_file():
+        return False
+    return bool(stamp) and not job.differences(stamp or {})
+
+
+def refuse_other(job: Job, other: Mapping[str, Any] | None, place: Path) -> None:
+    """Raise OutputError if what stands at a place is not this job's; None: nothing is there."""
+    if other is None:
+        return
+    if not other:
+        raise OutputError(
+            f"{place}: exists and is no output of malcli label; give another --out or --overwrite"
+        )
+    if differences := job.differences(other):
+        raise OutputError(
+            f"{place}: belongs to another job: {'; '.join(differences)}; give another --out or "
+            f"--overwrite"
+        )
+
+
+def find_unfinished(job: Job, out: Path, overwrite: bool) -> Manifest | None:
+    """Return the manifest of this job's parts; with `overwrite`, parts of another are removed.
+
+    Raises:
+        OutputError: The parts are another job's.
+    """
+    try:
+        manifest = read_manifest(out)
+        if manifest:
+            refuse_other(job, dataclasses.asdict(manifest.job), parts_path(out))
+    except OutputError:
+        if not overwrite:
+            raise
+        log(f"{parts_path(out)}: parts of another job, removed")
+        remove_parts(out)
+        return None
+    return manifest
+
+
+def remove_parts(out: Path) -> None:
+    """Remove the folder of parts; another process that does the same is no error."""
+    shutil.rmtree(parts_path(out), ignore_errors=True)
+
+
+def remove_parts_of(out: Path, job: Job) -> None:
+    """Remove the folder of parts unless another job is at work in it."""
+    try:
+        manifest = read_manifest(out)
+    except OutputError:
+        return
+    if manifest is None or not job.differences(dataclasses.asdict(manifest.job)):
+        remove_parts(out)
+
+
+def read_manifest(out: Path) -> Manifest | None:
+    """Return the manifest of an unfinished job, or None if there is none.
+
+    Raises:
+        OutputError: It cannot be understood.
+    """
+    path = parts_path(out) / "manifest.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        small, medium, large = (float(value) for value in values.pop("threshold"))
+        job = Job(**values.pop("job"))
+        manifest = Manifest(job=job, threshold=(small, medium, large), **values)
+        side = 0 if manifest.crop_size == AUTO else manifest.crop_size
+        numbers = (manifest.boxes, manifest.parts, manifest.batch_size, side)
+        if any(type(number) is not int or number < 0 for number in numbers):
+            raise ValueError("a number is wrong")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, AttributeError) as error:
+        raise OutputError(
+            f"{path}: cannot be understood ({str(error)[:80]}); --overwrite starts the job anew"
+        ) from None
+    return manifest
+
+
+def write_manifest(out: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest of a new job, or return that of a process that was faster.
+
+    Raises:
+        OutputError: The folder cannot be written to.
+        RunError: The disk is full.
+    """
+    folder = parts_path(out)
+    path = folder / "manifest.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="start-", dir=folder) as start:
+            draft = Path(start) / "manifest.json"
+            draft.write_text(_text(manifest), encoding="utf-8")
+            try:
+                os.link(draft, path)  # unlike a rename, it does not replace
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without links: two first starts at once are rare
+                os.replace(draft, path)
+    except OSError as error:
+        raise write_error(error, path) from error
+    return read_manifest(out) or manifest
+
+
+def with_batch_size(out: Path, manifest: Manifest, batch_size: int) -> Manifest:
+    """Record a smaller batch, for the parts to come."""
+    changed = dataclasses.replace(manifest, batch_size=batch_size)
+    with replacing(parts_path(out) / "manifest.json") as temporary:
+        temporary.write_text(_text(changed), encoding="utf-8")
+    return changed
+
+
+def _text(manifest: Manifest) -> str:
+    return json.dumps(dataclasses.asdict(manifest), indent=1) + "\n"

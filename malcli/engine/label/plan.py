@@ -1,0 +1,54 @@
+"""What the first start of a labelling job decides for all others."""
+
+import dataclasses
+
+from malcli.config.label import LabelConfig
+from malcli.data.images.decode import ImageFolder
+from malcli.engine import inputs
+from malcli.engine.label.crop_sizes import AUTO
+from malcli.engine.label.job import Job, Manifest
+from malcli.engine.label.parts import PartFolder
+from malcli.engine.label.thresholds import auto_thresholds
+from malcli.engine.machine.processes import choose_device, choose_precision
+from malcli.model.checkpoint import Checkpoint
+
+
+def first_manifest(
+    config: LabelConfig, job: Job, parts: PartFolder, folder: ImageFolder, checkpoint: Checkpoint
+) -> Manifest:
+    """Return what every start of the job will obey.
+
+    Args:
+        config: The settings of this start.
+        job: Its result-changing settings win over the checkpoint's values.
+        parts: The plan, with the boxes.
+        folder: Their images, which automatic thresholds look at.
+        checkpoint: What labels.
+
+    Raises:
+        ConfigError: The device is not there, or cannot take the precision.
+    """
+    device = choose_device(config.device)
+    threshold = job.settings.get("threshold", checkpoint.threshold)
+    crop_size = job.settings.get("crop_size", checkpoint.architecture.crop_size)
+    manifest = Manifest(
+        job=job,
+        boxes=parts.table.boxes.num_rows,
+        parts=len(parts),
+        batch_size=inputs.batch_size_of(config) or inputs.auto_batch(device.type, crop_size),
+        precision=choose_precision(config.precision, device),
+        threshold=checkpoint.threshold if threshold == AUTO else tuple(threshold),
+        crop_size=crop_size,
+    )
+    if threshold != AUTO:
+        return manifest
+    found = auto_thresholds(
+        config,
+        checkpoint,
+        parts.table,
+        folder,
+        batch_size=manifest.batch_size,
+        precision=manifest.precision,
+        crop_size=crop_size,
+    )
+    return dataclasses.replace(manifest, threshold=found)

@@ -1,0 +1,115 @@
+import json
+
+import pytest
+
+from malcli.engine.label import job
+from malcli.engine.label.job import Job, Manifest
+from malcli.errors import DataFormatError, OutputError
+
+JOB = Job("b" * 64, "c" * 64, {"network": "student", "margin": 0.6})
+MANIFEST = Manifest(JOB, 10, 2, 16, "fp32", (0.1, 0.2, 0.3), 512)
+
+
+def test_differences_name_hashes_and_settings():
+    other = {"boxes": "x", "checkpoint": "c" * 64, "settings": {"network": "mean", "limit": 3}}
+    assert JOB.differences(other) == [
+        "boxes changed",
+        "limit was 3, now not given",
+        "margin was not given, now 0.6",
+        "network was mean, now student",
+    ]
+    assert (
+        JOB.differences({"boxes": "b" * 64, "checkpoint": "c" * 64, "settings": JOB.settings}) == []
+    )
+
+
+@pytest.mark.parametrize("other", [{}, {"settings": 5}, {"settings": ["network"], "boxes": None}])
+def test_any_stamp_can_be_compared(other):
+    assert "boxes changed" in JOB.differences(other)
+
+
+def test_a_manifest_comes_back_and_the_first_one_wins(tmp_path):
+    out = tmp_path / "m.json"
+    assert job.read_manifest(out) is None
+    assert job.write_manifest(out, MANIFEST) == MANIFEST
+    later = Manifest(JOB, 10, 2, 4, "bf16", (0.1, 0.2, 0.3), 512)
+    assert job.write_manifest(out, later) == MANIFEST
+    assert job.with_batch_size(out, MANIFEST, 8).batch_size == 8
+    assert job.read_manifest(out).batch_size == 8
+    assert [path.name for path in job.parts_path(out).iterdir()] == ["manifest.json"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "null",
+        "{}",
+        "[" * 100_000,
+        '{"threshold": 5}',
+        '{"threshold": [1, 2, 3], "job": {"boxes": 1}}',
+        json.dumps({"threshold": [1, 2, 3], "job": {"boxes": "", "checkpoint": "", "settings": {}},
+                    "boxes": -1, "parts": 1, "batch_size": 1, "precision": "x", "crop_size": 1}),
+    ],
+)  # fmt: skip
+def test_a_damaged_manifest_is_refused_with_the_way_out(tmp_path, text):
+    out = tmp_path / "m.json"
+    job.parts_path(out).mkdir()
+    (job.parts_path(out) / "manifest.json").write_text(text)
+    with pytest.raises(OutputError, match="--overwrite starts the job anew"):
+        job.find_unfinished(JOB, out, overwrite=False)
+    assert job.find_unfinished(JOB, out, overwrite=True) is None
+    assert not job.parts_path(out).exists()
+
+
+def test_parts_of_another_job_stay_when_a_finished_one_is_cleared(tmp_path):
+    out = tmp_path / "m.json"
+    job.write_manifest(out, MANIFEST)
+    job.remove_parts_of(out, Job("other", "c", {}))
+    assert job.parts_path(out).exists()
+    job.remove_parts_of(out, JOB)
+    assert not job.parts_path(out).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "stamp"),
+    [
+        ("a.json", b'{"info": {"malcli": {"boxes": "b"}}, "images": [', {"boxes": "b"}),
+        ("a.json", b'{"images": [], "info": {"malcli": {"boxes": "b"}}}', {}),
+        ("a.json", b'{"info": {"malcli": 5}}', {}),
+        ("a.json", b'{"info": []}', {}),
+        ("a.json", b"{}", {}),
+        ("a.json", b"", {}),
+        ("a.json", b"\xff\xfe", {}),
+        ("a.json", b"[" * 100_000, {}),
+        ("a.parquet", b"PAR1", {}),
+    ],
+)
+def test_a_stamp_is_read_from_any_file(tmp_path, name, content, stamp):
+    path = tmp_path / name
+    assert job.read_stamp(path) is None
+    path.write_bytes(content)
+    assert job.read_stamp(path) == stamp
+
+
+def test_a_folder_s_hash_follows_its_text_files_alone(tmp_path):
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 1 1")
+    before = job.hash_input(tmp_path)
+    (tmp_path / "a.jpg").write_bytes(b"pixels")
+    assert job.hash_input(tmp_path) == before
+    (tmp_path / "labels" / "b.txt").write_text("")
+    assert job.hash_input(tmp_path) != before
+
+
+def test_a_parquet_file_s_hash_follows_its_images_file(tmp_path):
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    alone = job.hash_input(tmp_path / "x.parquet")
+    (tmp_path / "x.images.parquet").write_bytes(b"PAR1")
+    assert job.hash_input(tmp_path / "x.parquet") != alone
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(DataFormatError, match=r"gone\.json"):
+        job.hash_input(tmp_path / "gone.json")
