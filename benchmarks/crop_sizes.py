@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 from malcli.config.evaluate import EvalConfig
 from malcli.config.label import LabelConfig
 from malcli.data.formats.registry import open_boxes
-from malcli.data.images.decode import find_images
+from malcli.data.images.find import find_images
 from malcli.engine.eval.read_instances import read_frame, read_human
-from malcli.engine.inputs import resolve_label
 from malcli.engine.label.crop_sizes import AUTO, crop_sides
 from malcli.engine.label.parts import Outcome
-from malcli.engine.label.pipeline import Road, Watch
+from malcli.engine.label.pipeline import Pipeline
 from malcli.engine.label.predictor import LabelRule, Predictor
+from malcli.engine.label.settings import resolve_label
+from malcli.engine.machine.clock import Clock
 from malcli.engine.machine.processes import choose_device, choose_precision
 from malcli.geometry.boxes import SIZE_NAMES, size_class
 from malcli.metrics.miou import instance_scores
@@ -42,8 +43,8 @@ BATCH = 16  # crops per network call
 TURN = 256  # boxes between two changes of the crop size
 
 
-def open_road(config: LabelConfig, table: BoxTable, size: int | str) -> Road:
-    """Return the road that labels with one crop size."""
+def open_pipeline(config: LabelConfig, table: BoxTable, size: int | str) -> Pipeline:
+    """Return the pipeline that labels with one crop size."""
     checkpoint = load_checkpoint(locate_checkpoint(config.checkpoint))
     native, stride = checkpoint.architecture.crop_size, checkpoint.student.encoder.stride
     *smaller, largest = crop_sides(size, native, stride)
@@ -56,7 +57,7 @@ def open_road(config: LabelConfig, table: BoxTable, size: int | str) -> Road:
     precision = choose_precision(config.precision, device)
     predictor = Predictor(checkpoint, rule, device, precision)
     found = find_images(config.boxes, table, config.images)
-    return Road(table, found, predictor, Watch(defaultdict(float)), 0)
+    return Pipeline(table, found, predictor, Clock(defaultdict(float)), 0)
 
 
 def drawn_rows(table: BoxTable, count: int, seed: int) -> NDArray[np.int64]:
@@ -67,17 +68,17 @@ def drawn_rows(table: BoxTable, count: int, seed: int) -> NDArray[np.int64]:
 
 
 def measure(
-    roads: dict[str, Road], rows: NDArray[np.int64], clock: Callable[[], float]
+    roads: dict[str, Pipeline], rows: NDArray[np.int64], clock: Callable[[], float]
 ) -> tuple[dict[str, dict[int, Outcome]], dict[str, float]]:
-    """Return what each road makes of the rows, and its seconds."""
+    """Return what each pipeline makes of the rows, and its seconds."""
     made: dict[str, dict[int, Outcome]] = {name: {} for name in roads}
     seconds = dict.fromkeys(roads, 0.0)
-    for road in roads.values():  # the first call warms up
-        list(road.label(rows[:BATCH], BATCH))
+    for pipeline in roads.values():  # the first call warms up
+        list(pipeline.label(rows[:BATCH], BATCH))
     for begin in range(0, len(rows), TURN):
-        for name, road in roads.items():
+        for name, pipeline in roads.items():
             start = clock()
-            for batch in road.label(rows[begin : begin + TURN], BATCH):
+            for batch in pipeline.label(rows[begin : begin + TURN], BATCH):
                 made[name] |= {one.row: one for one in batch}
             seconds[name] += clock() - start
     return made, seconds
@@ -139,7 +140,7 @@ def main() -> None:
     numbers = table.boxes["id"].to_pylist()
     row_of = {number: row for row, number in enumerate(numbers)}
     roads = {
-        size: open_road(config, table, size if size == AUTO else int(size))
+        size: open_pipeline(config, table, size if size == AUTO else int(size))
         for size in given.sizes.split(",")
     }
     on_cpu = choose_device(config.device).type == "cpu"

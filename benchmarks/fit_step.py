@@ -30,8 +30,9 @@ from malcli.config.fit import FitConfig
 from malcli.data.crops.augment import ViewOdds, draw_views
 from malcli.data.crops.training_crops import RoiBatch
 from malcli.engine.fit.networks import build_networks
-from malcli.engine.fit.objective import Stopwatch, batch_losses
+from malcli.engine.fit.objective import batch_losses
 from malcli.engine.fit.schedule import build_optimizer
+from malcli.engine.machine.clock import Clock
 from malcli.engine.machine.processes import (
     DTYPES,
     choose_device,
@@ -89,7 +90,7 @@ def dense_rate(device: torch.device, dtype: torch.dtype) -> float:
     return float(2 * side**3 / seconds)
 
 
-class WaitingWatch(Stopwatch):
+class WaitingClock(Clock):
     """Waits for the device around each stage, so that its time is its own."""
 
     def __init__(self, device: torch.device) -> None:
@@ -98,10 +99,10 @@ class WaitingWatch(Stopwatch):
         self.device = device
 
     @contextlib.contextmanager
-    def time(self, kind: str) -> Iterator[None]:
+    def wall(self, stage: str) -> Iterator[None]:
         """Add the body's time on the device."""
         wait(self.device)
-        with super().time(kind):
+        with super().wall(stage):
             yield
             wait(self.device)
 
@@ -119,7 +120,7 @@ class Step:
         optimizer = build_optimizer(config, self.student.encoder, self.student.decoder, 1e-6)
         self.model, self.optimizer = accelerator.prepare(self.student, optimizer)
 
-    def __call__(self, watch: Stopwatch) -> None:
+    def __call__(self, clock: Clock) -> None:
         """Take the step."""
         mil, crf, _ = batch_losses(
             self.config,
@@ -128,15 +129,15 @@ class Step:
             self.teacher,
             self.model,
             self.accelerator.autocast,
-            watch,
+            clock,
         )
         loss = self.config.mil_weight * mil + self.config.crf_weight * crf
-        with watch.time("backward"):
+        with clock.wall("backward"):
             self.accelerator.backward(loss)
-        with watch.time("update"):
+        with clock.wall("update"):
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-        with watch.time("ema"):
+        with clock.wall("ema"):
             update_teacher(self.teacher, self.student, self.config.teacher_momentum)
 
     def forward_flop(self) -> int:
@@ -153,7 +154,7 @@ def measure(config: FitConfig, repeats: int) -> dict[str, object]:
     precision = choose_precision(config.precision, device)
     step = Step(config, make_accelerator(device, precision))
     flop = PASSES * step.forward_flop()
-    plain, waiting = Stopwatch(), WaitingWatch(device)
+    plain, waiting = Clock(), WaitingClock(device)
     seconds = seconds_of(lambda: step(plain), repeats, device)
     before = time.perf_counter()
     for _ in range(repeats):

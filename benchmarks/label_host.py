@@ -25,10 +25,11 @@ import torch
 from PIL import Image
 
 from malcli.data.formats.registry import open_boxes
-from malcli.data.images.decode import ImageFolder, find_images
+from malcli.data.images.find import ImageFolder, find_images
 from malcli.engine.label.parts import PartFolder
-from malcli.engine.label.pipeline import Road, Watch
+from malcli.engine.label.pipeline import Pipeline
 from malcli.engine.label.predictor import LabelRule
+from malcli.engine.machine.clock import Clock
 from malcli.records import BoxTable
 
 STAGES = ("read", "decode", "crop", "network", "paste", "encode", "write")
@@ -94,20 +95,20 @@ def label_once(
 ) -> dict[str, float]:
     """Label all boxes, commit them as a part, and return CPU milliseconds a box by stage."""
     seconds = dict.fromkeys((*STAGES, "wait"), 0.0)
-    watch = Watch(seconds)
+    clock = Clock(seconds)
     parts = PartFolder(folder / "parts", table)
-    road = Road(table, found, network, watch, workers)
+    pipeline = Pipeline(table, found, network, clock, workers)
     cpu, wall = time.process_time(), time.perf_counter()
     count = 0
     for index in range(len(parts)):
-        batches = list(road.label(parts.rows(index), 16))
+        batches = list(pipeline.label(parts.rows(index), 16))
         outcomes = [one for batch in batches for one in batch]
         assert not any(one.status.endswith("image") for one in outcomes)
-        with watch.cpu("write"):
+        with clock.cpu("write"):
             parts.write(index, outcomes)
         count += len(outcomes)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    road.close()
+    pipeline.close()
     spent = {stage: 1e3 * seconds[stage] / count for stage in STAGES}
     spent["other"] = 1e3 * cpu / count - sum(spent.values())
     return spent | {"all CPU": 1e3 * cpu / count, "wall": 1e3 * wall / count}
@@ -118,8 +119,8 @@ def measure_host(crop_size: int, refine: bool, repeat: int = 3) -> float:
     with tempfile.TemporaryDirectory() as name:
         path = draw(Path(name), 40, 8, (480, 640))
         table = open_boxes(path)
-        road = (table, find_images(path, table, None), Ellipses(refine, crop_size))
-        runs = [label_once(*road, 2, Path(name)) for _ in range(repeat + 1)]
+        pipeline = (table, find_images(path, table, None), Ellipses(refine, crop_size))
+        runs = [label_once(*pipeline, 2, Path(name)) for _ in range(repeat + 1)]
     return min(run["all CPU"] for run in runs[1:])
 
 
@@ -144,15 +145,15 @@ def main() -> None:
             path = draw(folder, given.count, given.boxes, (given.height, given.width))
         table = open_boxes(path)
         found = find_images(path, table, given.images)
-        road = (table, found, Ellipses(given.refine, given.crop_size))
+        pipeline = (table, found, Ellipses(given.refine, given.crop_size))
         print(f"{table.boxes.num_rows} boxes on {table.images.num_rows} images")
-        label_once(*road, given.workers, folder)
+        label_once(*pipeline, given.workers, folder)
         if given.profile:
             with cProfile.Profile() as profile:
-                label_once(*road, 0, folder)
+                label_once(*pipeline, 0, folder)
             pstats.Stats(profile).sort_stats("tottime").print_stats(25)
             return
-        runs = [label_once(*road, given.workers, folder) for _ in range(given.repeat)]
+        runs = [label_once(*pipeline, given.workers, folder) for _ in range(given.repeat)]
     for stage in runs[0]:
         values = [run[stage] for run in runs]
         print(f"{stage:8} {statistics.median(values):7.3f} ms/box, least {min(values):7.3f}")

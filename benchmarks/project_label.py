@@ -22,10 +22,10 @@ from label_host import measure_host
 
 from malcli.config.label import LabelConfig
 from malcli.data.crops.label_crops import Roi
-from malcli.engine.inputs import resolve_label
 from malcli.engine.label.job import Job, Manifest
 from malcli.engine.label.pipeline import open_predictor
 from malcli.engine.label.predictor import Predictor
+from malcli.engine.label.settings import resolve_label
 from malcli.engine.machine.processes import choose_device, choose_precision
 from malcli.model.checkpoint import Checkpoint, load_checkpoint
 from malcli.model.locate import locate_checkpoint

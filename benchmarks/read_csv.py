@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from malcli.data.formats.openimages import boxes as openimages
-from malcli.data.images.decode import ImageFolder
+from malcli.data.images.find import ImageFolder
 from malcli.data.images.sizes import Found
 
 COLUMNS = (

@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 from malcli.config.label import LabelConfig
 from malcli.data.crops.label_crops import Roi
 from malcli.data.formats.registry import open_boxes, select
-from malcli.data.images.decode import find_images
+from malcli.data.images.find import find_images
 from malcli.engine.label.job import Job, Manifest
 from malcli.engine.label.parts import Outcome
-from malcli.engine.label.pipeline import Road, Watch, evidence_of, open_predictor
+from malcli.engine.label.pipeline import Pipeline, evidence_of, open_predictor
+from malcli.engine.machine.clock import Clock
 from malcli.geometry.crops import paste_mask
 from malcli.geometry.rle import from_segmentation, paired_iou
 from malcli.metrics import score_weights
@@ -57,7 +58,7 @@ BATCH = 16
 Columns = dict[str, NDArray[np.float64]]
 
 
-class Recorder(Road):
+class Recorder(Pipeline):
     """Labels as `label` does, and keeps what the score is made of."""
 
     kept: dict[int, list[float]]
@@ -84,7 +85,7 @@ def measure(gt: Path, images: Path | None, checkpoint: Path | None, limit: int |
     size = loaded.architecture.crop_size
     job = Job("", "", {})
     manifest = Manifest(job, table.boxes.num_rows, 1, BATCH, "auto", loaded.threshold, size)
-    watch = Watch(dict.fromkeys(STAGES, 0.0))
+    watch = Clock(dict.fromkeys(STAGES, 0.0))
     predictor = open_predictor(LabelConfig(boxes=gt), manifest, loaded)
     recorder = Recorder(table, folder, predictor, watch, 0)
     recorder.kept = {}

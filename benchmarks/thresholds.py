@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from malcli.config.label import LabelConfig
 from malcli.data.crops.label_crops import Roi
 from malcli.data.formats.registry import open_boxes, select
-from malcli.data.images.decode import find_images
+from malcli.data.images.find import find_images
 from malcli.engine.label.job import Job, Manifest
 from malcli.engine.label.parts import Outcome
-from malcli.engine.label.pipeline import Road, Watch, open_predictor
+from malcli.engine.label.pipeline import Pipeline, open_predictor
 from malcli.engine.label.predictor import Predictor
 from malcli.engine.label.thresholds import CANDIDATES, best_thresholds, box_fit, sample_rows
+from malcli.engine.machine.clock import Clock
 from malcli.geometry.areas import paste_majority
 from malcli.geometry.boxes import SIZE_NAMES, clip_xyxy, xywh_to_xyxy
 from malcli.geometry.crops import paste_mask
@@ -58,7 +59,7 @@ class Boxes:
         return np.array([roi.size for roi in self.rois])
 
 
-def look(table: BoxTable, road: Road) -> Boxes:
+def look(table: BoxTable, pipeline: Pipeline) -> Boxes:
     """Run the network on all boxes that have a human mask."""
     found = Boxes([], [], [], [], [], [])
     rows = np.concatenate([boxes.rows for boxes in table.by_image()])
@@ -67,7 +68,7 @@ def look(table: BoxTable, road: Road) -> Boxes:
     human = dict(zip(rows.tolist(), records_of(table, rows), strict=True))
     xyxy = dict(zip(rows.tolist(), xywh_to_xyxy(table.xywh(rows)), strict=True))
     lost: list[Outcome] = []
-    for rois, maps, crops_BSS3 in road.maps(rows, BATCH, lost):
+    for rois, maps, crops_BSS3 in pipeline.maps(rows, BATCH, lost):
         for roi, crop, prob in zip(rois, crops_BSS3, maps[0].float().cpu().numpy(), strict=True):
             rle = from_segmentation(human[roi.row]["segmentation"], roi.image_hw)
             mask = decode_rle(rle).astype(bool)
@@ -145,7 +146,7 @@ def main() -> None:
     )  # fmt: skip
     predictor = open_predictor(LabelConfig(boxes=given.gt, refine="none"), manifest, loaded)
     folder = find_images(given.gt, table, given.images)
-    boxes = look(table, Road(table, folder, predictor, Watch(dict.fromkeys(STAGES, 0.0)), 0))
+    boxes = look(table, Pipeline(table, folder, predictor, Clock(dict.fromkeys(STAGES, 0.0)), 0))
     size, plain_NT = boxes.size, plain(boxes)
     sampled = np.isin([roi.row for roi in boxes.rois], sample_rows(table))
     auto = best_thresholds(size[sampled], np.array(boxes.fits)[sampled]) or loaded.threshold

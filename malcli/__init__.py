@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-__all__ = ["convert", "evaluate", "fit", "label", "retention"]
+from malcli.version import __version__
+
+__all__ = ["__version__", "convert", "evaluate", "fit", "label", "retention"]
 
 if TYPE_CHECKING:
     from malcli.api import convert, evaluate, fit, label, retention

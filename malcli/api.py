@@ -49,8 +49,8 @@ def label(*, recipe: str | None = None, **options: Any) -> "LabelResult":  # noq
     Raises:
         MalcliError: An option, file or record is wrong, or the run failed.
     """
-    from malcli.engine.inputs import resolve_label
     from malcli.engine.label import command as engine
+    from malcli.engine.label.settings import resolve_label
 
     return engine.label(resolve_label(options, recipe))
 

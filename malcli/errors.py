@@ -6,6 +6,7 @@
     ├── MissingImageError   images cannot be found
     ├── CheckpointError     weights cannot be used
     ├── OutputError         an output exists, or is also an input
+    ├── BadImage            one image cannot be used; its boxes are skipped, the job goes on
     └── RunError            exit 1: the machine failed while running (disk full, NaN loss ...)
         └── Interrupted     exit 130 / 143: SIGINT / SIGTERM, the work so far is kept
 
@@ -76,3 +77,22 @@ class Interrupted(RunError):  # noqa: N818 - a signal is no error
         """Set the exit code from the signal, as shells do."""
         super().__init__(message)
         self.exit_code = 128 + signum
+
+
+class BadImage(MalcliError):  # noqa: N818
+    """An image cannot be used; its boxes are skipped.
+
+    Args:
+        status: `no-image` or `bad-image`.
+        reason: One line, with the file.
+    """
+
+    def __init__(self, status: str, reason: str) -> None:
+        """Keep both as `args`, so that it crosses processes."""
+        super().__init__(status, reason)
+        self.status = status
+        self.reason = reason
+
+    def __str__(self) -> str:
+        """Return the reason."""
+        return self.reason

@@ -73,3 +73,10 @@ def write_error(error: OSError, target: Path) -> OutputError | RunError:
 def _existing(path: Path) -> Path:
     """Return the nearest folder above path that exists."""
     return next((folder for folder in path.absolute().parents if folder.is_dir()), Path("/"))
+
+
+def is_same(one: Path, other: Path) -> bool:
+    """Return whether two paths name one file, through links, too."""
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return one.resolve() == other.resolve()

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,115 +15,43 @@ MODULES = {
     if path.name not in ("__init__.py", "__main__.py")
 }
 
-# Downwards only; names on one line are strangers to each other.
-LINES = (
-    ("cli", "api"),
-    ("engine",),
-    ("report",),
-    ("data", "model", "losses", "metrics"),
-    ("geometry",),
-    ("config", "records", "files"),
-    ("settings",),
-    ("errors",),
+# Rooms, from the top down: one imports only from lines below its own, and names on one line are
+# strangers. What is in a room may import each other, but never in a circle.
+FLOORS = (
+    "cli api",
+    "engine.demo",
+    "engine.retention",
+    "engine.fit",
+    "engine.eval",
+    "engine.label engine.convert",
+    "engine.inputs",
+    "engine.machine",
+    "report",
+    "data.crops data.formats data.scenes model losses metrics",
+    "data.images",
+    "data.boxtable",
+    "data.folders geometry",
+    "config records files",
+    "settings",
+    "errors version",
 )
-LEVEL = {name: level for level, line in enumerate(LINES) for name in line}
+FLOOR = {room: number for number, line in enumerate(FLOORS) for room in line.split()}
+# Tensors live here; everything else is numpy, so that `convert`, `eval` of files and `--help` start
+# without torch, which takes seconds to load.
+TORCH_ROOMS = {
+    "data.crops", "model", "losses", "engine.label", "engine.fit", "engine.eval",
+    "engine.retention", "engine.machine", "engine.demo",
+}  # fmt: skip
+HEAVY = {"torch", "torchvision", "timm", "accelerate", "transformers"}
+START_WITHOUT_TORCH = ("cli.main", "engine.convert.command", "engine.eval.command",
+                       "engine.label.command", "api")  # fmt: skip
 
-# Inside a package, who may import whom ...
-COMMANDS = ("convert", "demo", "doctor", "eval", "fit", "label", "retention")
-FORMATS = ("coco", "lvis", "objects365", "openimages", "parquet", "yolo")
-SIBLINGS = {f"cli.{name}": "options output" for name in COMMANDS} | {
-    "cli.main": " ".join(COMMANDS) + " output",
-    "data.formats": " ".join(FORMATS) + " index cache openimages_masks openimages_write yolo_write",
-    "data.images": "jpeg",
-    "data.lvis": "coco",
-    "data.objects365": "coco",
-    "data.coco": "typed",
-    "data.composites": "images",
-    "data.index": "grouping",
-    "data.openimages": "images openimages_csv openimages_masks sizes",
-    "data.openimages_masks": "images openimages_csv",
-    "data.parquet": "parquet_rows",
-    "data.openimages_write": "folders images",
-    "data.yolo": "images sizes",
-    "data.yolo_write": "folders images yolo",
-    "data.sizes": "cache images",
-    "data.rois": "images",
-    "data.training": "images rois augment composites",
-    "geometry.areas": "crops",
-    "geometry.boxes": "released",
-    "geometry.overlaps": "rle",
-    "geometry.polygons": "rle",
-    "metrics.ap": "matching",
-    "metrics.clustering": "miou",
-    "metrics.confidence": "score_weights",
-    "metrics.miou": "matching shapes",
-    "model.attention": "encoders",
-    "model.decoders": "query",
-    "model.encoders": "surgery",
-    "model.labeler": "encoders decoders",
-    "model.pretrained": "encoders",
-    "model.checkpoint": "labeler locate released selftest torchfile",
-    "model.selftest": "labeler",
-    "model.released": "labeler encoders decoders",
-    "losses.mil": "dice",
-    "losses.crf": "dice",
-    "engine.convert": "changes convert_weights",
-    "engine.fit": "adaptive evaluate failures launch networks runs survey thresholds trainer",
-    "engine.trainer": "batches objective pictures runs schedule",
-    "engine.batches": "doctor objective",
-    "engine.pictures": "objective",
-    "engine.label": "batch_size begin crew estimate exclusive inference jobs parts review survey",
-    "engine.batch_size": "inference jobs launch survey",
-    "engine.crew": "parts survey",
-    "engine.estimate": "survey",
-    "engine.exclusive": "parts",
-    "engine.begin": "adaptive jobs launch parts survey thresholds",
-    "engine.thresholds": "inference jobs parts survey",
-    "engine.inference": "adaptive jobs launch parts predictor survey",
-    "engine.predictor": "adaptive launch",
-    "engine.launch": "crew doctor",
-    "engine.jobs": "adaptive parts runs",
-    "engine.compare": "instances scores",
-    "engine.gallery": "compare instances scores",
-    "engine.evaluate": "compare gallery instances label scores survey",
-    "engine.measure": "attention clustering evaluate",
-    "engine.clustering": "encoding instances survey",
-    "engine.attention": "encoding survey",
-    "engine.encoding": "launch survey",
-    "engine.survey": "adaptive",
-    "engine.demo": "fit label evaluate",
-    "engine.retention": "instances phase2 study",
-    "engine.phase2": "failures launch student_results students study",
-    "engine.students": "batches runs student_steps",
-    "engine.student_results": "students",
-    "engine.study": "instances jobs",
-    "data.student_images": "images",
-    "model.student": "torchfile transformers_models transformers_student",
-    "model.transformers_models": "transformers_student",
-    "report.students": "tables",
-    "report.encoders": "tables",
-    "report.charts": "tables",
-    "report.html": "blocks charts plots tables",
-    "report.blocks": "plots",
-}
-# ... and what everyone in the package may.
-SHARED = {
-    "config.shared",
-    "data.checks",
-    "data.columns",
-    "data.index",
-    "data.spool",
-    "data.stream",
-    "engine.signals",
-    "metrics.pairing",
-}
 
-TORCH_ALLOWED = re.compile(
-    r"data\.(rois|augment|training)|model\..*|losses\..*"
-    r"|engine\.(attention|batch_size|batches|demo|begin|doctor|encoding|failures|fit|inference|label|launch"
-    r"|objective|phase2|pictures|predictor|runs|schedule|student_results|student_steps|students|thresholds"
-    r"|trainer)"
-)
+def room(name: str) -> str:
+    """Return the room of a module: the longest of its prefixes that has a floor."""
+    parts = name.split(".")
+    prefixes = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+    return next((prefix for prefix in prefixes if prefix in FLOOR), "")
 
 
 def imported(path: Path) -> set[str]:
@@ -148,21 +78,17 @@ def roots(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in imported(path)}
 
 
-def test_every_module_belongs_to_a_layer():
-    assert {name.partition(".")[0] for name in MODULES} <= set(LEVEL)
-    assert len(MODULES) > 20
+def test_every_module_has_a_room():
+    assert [name for name in MODULES if not room(name)] == []
+    assert {room(name) for name in MODULES} == set(FLOOR)
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_module_imports_only_lower_layers_and_named_siblings(name):
-    package = name.partition(".")[0]
-    siblings = {f"{package}.{leaf}" for leaf in SIBLINGS.get(name, "").split()}
+def test_modules_import_from_their_own_room_and_from_lower_floors(name):
+    here = room(name)
     for other in own_imports(MODULES[name]):
-        theirs = other.partition(".")[0]
-        if theirs == package and "." in name:
-            assert other in SHARED | siblings, f"{name} imports its sibling {other}"
-        else:
-            assert LEVEL[package] < LEVEL[theirs], f"{name} imports {other}"
+        there = room(other)
+        assert here == there or FLOOR[here] < FLOOR[there], f"{name} imports {other}"
 
 
 def test_no_modules_import_each_other_in_a_circle():
@@ -174,12 +100,17 @@ def test_no_modules_import_each_other_in_a_circle():
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_torch_and_its_friends_stay_in_their_modules(name):
-    heavy = roots(MODULES[name]) & {"torch", "torchvision", "timm", "accelerate", "transformers"}
-    if not TORCH_ALLOWED.fullmatch(name):
-        assert not heavy
-    if not name.startswith("engine."):
-        assert "accelerate" not in heavy
+def test_tensors_live_in_their_rooms(name):
+    heavy = roots(MODULES[name]) & HEAVY
+    assert not heavy or room(name) in TORCH_ROOMS
+    assert "accelerate" not in heavy or name.startswith("engine.")
+
+
+def test_commands_start_without_torch():
+    lines = [f"import malcli.{name}" for name in START_WITHOUT_TORCH]
+    lines += ["import sys", f"print(sorted({HEAVY} & sys.modules.keys()))"]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -1,4 +1,4 @@
-"""`malcli demo`: the whole road on drawn scenes."""
+"""`malcli demo`: the whole pipeline on drawn scenes."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -16,8 +16,8 @@ def register(app: typer.Typer) -> None:
 
 def run(values: dict[str, Any], common: Common) -> None:
     """Make a mask for every box."""
-    from malcli.engine.inputs import resolve_label
     from malcli.engine.label.command import label
+    from malcli.engine.label.settings import resolve_label
     from malcli.engine.label.siblings import combine, hand_in
 
     config = resolve_label(values, common.recipe)

@@ -14,10 +14,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from malcli import __version__
 from malcli.cli import convert, demo, doctor, eval, fit, label, retention
 from malcli.cli.output import print_error
 from malcli.errors import MalcliError
+from malcli.version import __version__
 
 USERS_OWN = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

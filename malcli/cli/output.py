@@ -59,12 +59,13 @@ def start_processes(
         combined: Gets what the processes handed in, if any did; without it the first one prints.
     """
     if config.num_processes > 1 and "RANK" not in os.environ:
+        from malcli.engine.label.siblings import RESULTS
         from malcli.engine.machine.processes import start_processes as start
 
         if combined is None:
             raise typer.Exit(start(config.num_processes, sys.argv[1:], together))
         with tempfile.TemporaryDirectory(prefix="malcli-") as folder:
-            code = start(config.num_processes, sys.argv[1:], together, Path(folder))
+            code = start(config.num_processes, sys.argv[1:], together, {RESULTS: folder})
             found = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
         if found:
             combined(found)

@@ -1,4 +1,4 @@
-"""`malcli demo`: the whole road on drawn scenes, for people who have no data at hand.
+"""`malcli demo`: the whole pipeline on drawn scenes, for people who have no data at hand.
 
 Knows nothing of how the steps work: it calls what the commands call.
 """

@@ -8,7 +8,7 @@ from malcli.records import BEHIND, PASTED
 SMALLEST = 1e-6  # probabilities are not taken below this in logarithms
 
 
-def paste_loss(
+def composite_loss(
     prob_Bhw: Tensor,
     pasted_Bhw: Tensor,
     kind_B: Tensor,

@@ -16,7 +16,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from malcli import __version__
 from malcli.errors import CheckpointError
 from malcli.files import hash_file, replacing
 from malcli.model import locate
@@ -30,6 +29,7 @@ from malcli.model.released import (
 )
 from malcli.model.selftest import SelfTest, behaves_trained
 from malcli.model.torchfile import is_plain, read_torch, refuse_inflated
+from malcli.version import __version__
 
 LFS_HEAD = b"version https://git-lfs"
 RELEASED_THRESHOLD = (0.1, 0.1, 0.1)  # mal_spec 0

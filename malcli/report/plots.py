@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from malcli.data.images.decode import BadImage, decode_image, find_images, resolve
-from malcli.errors import MissingImageError
+from malcli.data.images.decode import decode_image
+from malcli.data.images.find import find_images, image_path
+from malcli.errors import BadImage, MissingImageError
 from malcli.geometry.rle import decode_windows
 from malcli.records import BoxTable, Rle
 
@@ -107,7 +108,7 @@ def photo_reader(
 
     def read(name: str, image_hw: tuple[int, int]) -> Picture | None:
         try:
-            return decode_image(resolve(folder.root, name), image_hw, max_pixels)
+            return decode_image(image_path(folder.root, name), image_hw, max_pixels)
         except BadImage:
             return None
 

@@ -65,7 +65,7 @@ class FakeEval:
 
 
 def test_demo_fits_on_boxes_alone_and_scores_other_scenes(tmp_path, monkeypatch):
-    """The road between the steps, with the steps themselves replaced."""
+    """The pipeline between the steps, with the steps themselves replaced."""
     seen: dict[str, object] = {}
 
     def stand_in(name, function):

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from malcli.config.label import LabelConfig
-from malcli.engine.inputs import auto_batch, crop_size_of, result_settings, share_of
+from malcli.engine.label.settings import auto_batch, crop_size_of, result_settings, share_of
 from malcli.errors import ConfigError
 
 

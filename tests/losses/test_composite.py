@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from malcli.losses.composite import paste_loss
+from malcli.losses.composite import composite_loss
 from malcli.records import BEHIND, NOTHING_PASTED, PASTED
 
 PROB = torch.tensor([[[0.9, 0.5], [0.2, 0.1]]])
@@ -14,7 +14,7 @@ BOX = torch.tensor([[[1.0, 1.0], [0.5, 0.0]]])
 
 
 def loss(kind, prob=PROB, inside=None):
-    return paste_loss(prob, SHARE, torch.tensor([kind]), BOX, inside).item()
+    return composite_loss(prob, SHARE, torch.tensor([kind]), BOX, inside).item()
 
 
 def test_where_nothing_was_pasted_there_is_no_loss():
@@ -42,7 +42,7 @@ def test_cells_outside_the_image_do_not_count():
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_certain_probabilities_give_numbers_and_gradients(kind, value):
     prob = torch.full((1, 2, 2), value, requires_grad=True)
-    found = paste_loss(prob, SHARE, torch.tensor([kind]), torch.zeros(1, 2, 2))
+    found = composite_loss(prob, SHARE, torch.tensor([kind]), torch.zeros(1, 2, 2))
     found.sum().backward()
     assert torch.isfinite(found).all()
     assert torch.isfinite(prob.grad).all()

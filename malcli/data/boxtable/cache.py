@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from malcli import __version__
 from malcli.data.boxtable.build import assemble
 from malcli.data.boxtable.spill import Spooled, map_arrow, map_numbers
 from malcli.records import BoxTable, Problems
+from malcli.version import __version__
 
 WORTH = 32 << 20  # bytes; smaller files are read in less than a second
 EDGE = 64 << 10  # bytes at each end of a file that are hashed

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from malcli.data.images.decode import BadImage, ImageFolder, decode_image, resolve
-from malcli.errors import DataFormatError
+from malcli.data.images.decode import decode_image
+from malcli.data.images.find import ImageFolder, image_path
+from malcli.errors import BadImage, DataFormatError
 from malcli.geometry.boxes import round_outward
 from malcli.geometry.rle import RleError, decode_rle, from_segmentation, rle_box
 from malcli.records import BEHIND, PASTED, STATUS_OK, BoxTable, Rle, to_records
@@ -193,7 +194,7 @@ class Composites:
         rle = self._mask(donor)
         number = int(self.image[donor])
         try:
-            path = resolve(self.folder.root, self.names[number] or "")
+            path = image_path(self.folder.root, self.names[number] or "")
             image = decode_image(path, self.hw[number], self.max_pixels)
         except BadImage:
             return None

@@ -4,14 +4,12 @@ Knows nothing of networks; draws nothing at random (training's crops are in `tra
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from malcli.data.images.decode import BadImage, ImageFolder, check_image, resolve
 from malcli.geometry.boxes import (
     clip_xyxy,
     expand_box,
@@ -22,9 +20,6 @@ from malcli.geometry.boxes import (
 )
 from malcli.geometry.crops import crop_roi
 from malcli.geometry.released import box_pixels, image_part, nearby_roi, released_area
-from malcli.records import BoxTable
-
-CHECKED = 4096  # image records at a time
 
 
 class Roi(NamedTuple):
@@ -134,31 +129,3 @@ def crop_batch(
     for crop, roi in zip(crops_BSS3, rois, strict=True):
         crop_roi(roi.image, roi.roi, crop_size, border, out=crop)
     return crops_BSS3
-
-
-def check_headers(
-    table: BoxTable, folder: ImageFolder, max_pixels: int, workers: int
-) -> Iterator[list[BadImage | None]]:
-    """Yield what is wrong with each image of the table, in order, some thousand at a time.
-
-    Args:
-        table: Images without a name or a size are left to its own `problems`.
-        folder: Where they are.
-        max_pixels: Larger ones are wrong.
-        workers: Threads that open files.
-    """
-
-    def check(record: dict[str, Any]) -> BadImage | None:
-        hw = (record["height"] or 0, record["width"] or 0)
-        if not record["file_name"] or min(hw) <= 0:
-            return None
-        try:
-            check_image(resolve(folder.root, record["file_name"]), hw, max_pixels)
-        except BadImage as error:
-            return error
-        return None
-
-    columns = table.images.select(["file_name", "height", "width"])
-    with ThreadPoolExecutor(max(workers, 1), "malcli") as pool:
-        for begin in range(0, columns.num_rows, CHECKED):
-            yield list(pool.map(check, columns.slice(begin, CHECKED).to_pylist()))

@@ -12,7 +12,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from malcli.data.images.decode import BadImage, ImageFolder, decode_image, resolve
+from malcli.data.images.decode import decode_image
+from malcli.data.images.find import ImageFolder, image_path
+from malcli.errors import BadImage
 from malcli.geometry.rle import decode_rle
 from malcli.records import Rle
 
@@ -96,7 +98,7 @@ class StudentImages:
         epoch, row = key
         hw = self.sizes_hw[row]
         try:
-            path = resolve(self.folder.root, self.names[row] or "")
+            path = image_path(self.folder.root, self.names[row] or "")
             pixels = decode_image(path, hw, self.max_pixels).transpose(2, 0, 1)
         except BadImage:
             return _sample(row, np.zeros((3, *_some(hw)), np.uint8), readable=False)

@@ -4,7 +4,7 @@ Everything random about a sample comes from (seed, epoch, box), so a sample does
 workers, batches or processes. Knows nothing of networks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,15 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from malcli.data.crops.augment import ViewOdds, draw_views
+from malcli.data.crops.box_mask import box_profiles
 from malcli.data.crops.composites import Composites
-from malcli.data.images.decode import BadImage, ImageFolder, decode_image, resolve
+from malcli.data.images.decode import decode_image
+from malcli.data.images.find import ImageFolder, image_path
+from malcli.errors import BadImage
 from malcli.geometry.boxes import (
     clip_xyxy,
     expand_box,
@@ -30,7 +31,7 @@ from malcli.geometry.boxes import (
     xywh_to_xyxy,
 )
 from malcli.geometry.crops import crop_roi
-from malcli.geometry.released import box_pixels, released_area
+from malcli.geometry.released import released_area
 from malcli.records import NOTHING_PASTED, BoxTable
 
 
@@ -150,7 +151,7 @@ class TrainingCrops(Dataset[dict[str, NDArray[Any]]]):
         made = None
         try:
             image = decode_image(
-                resolve(self.folder.root, self.names[number] or ""), hw, rule.max_pixels
+                image_path(self.folder.root, self.names[number] or ""), hw, rule.max_pixels
             )
             valid = 1.0
             if self.composites:
@@ -190,135 +191,9 @@ def box_size(xyxy: NDArray[np.float64], law: str) -> NDArray[np.int64]:
     return size_class(np.asarray(np.prod(xyxy[2:] - xyxy[:2])), law)
 
 
-def box_profiles(
-    xyxy: NDArray[np.float64],
-    roi: NDArray[np.int64],
-    image_hw: tuple[int, int],
-    size: int,
-    *,
-    wrap: bool,
-) -> NDArray[np.uint8]:
-    """Return the rows and columns of a crop that its box takes by the released rule, (2, size).
-
-    The released mask is a rectangle of whole pixels, both ends included, cropped and resized as
-    the image is. Pillow's resize goes one axis at a time and rounds after each, and the values
-    between are 0 and 1 again, so its result is the outer product of these two vectors of 0 and 1.
-
-    Args:
-        xyxy: (4,) box inside the image, pixels.
-        roi: (4,) the crop's RoI, x0 y0 x1 y1, pixels.
-        image_hw: (height, width) of the image.
-        size: Side of the crop, pixels.
-        wrap: The crop goes on at the opposite side of the image, and the box with it; otherwise
-            the box ends with the image.
-
-    Source: mal_spec 1.7, 1.8.
-    """
-    pixels = box_pixels(xyxy, image_hw)
-    profiles = []
-    for axis in (1, 0):
-        length = image_hw[1 - axis]
-        place = np.arange(roi[axis], roi[axis + 2])
-        place = place % length if wrap else place
-        taken = ((place >= pixels[axis]) & (place < pixels[axis + 2])).astype(np.uint8)
-        line = Image.fromarray(taken[None, :])
-        profiles.append(np.asarray(line.resize((size, 1), Image.Resampling.BICUBIC))[0])
-    return np.stack(profiles)
-
-
 def collate(samples: Sequence[dict[str, NDArray[Any]]]) -> RoiBatch:
     """Return samples stacked into a RoiBatch."""
     names = samples[0]
     return RoiBatch(
         **{name: torch.from_numpy(np.stack([one[name] for one in samples])) for name in names}
     )
-
-
-class EpochOrder(Sampler[list[tuple[int, int]]]):
-    """Batches of one process for one epoch: (epoch, row) keys of a seeded permutation.
-
-    Global batch g takes places [g * B * W, (g + 1) * B * W) of the permutation and process r the
-    r-th B of them, so W processes see the crops that one process with batch B * W sees. The last
-    optimiser step's batches are filled from the permutation's start.
-
-    Args:
-        rows: Rows of the boxes to train on.
-        batch_size: Crops per process and batch.
-        rank: This process.
-        world: Number of processes.
-        seed: Seed of the permutation.
-        group: Batches per optimiser step; an epoch has a multiple of them.
-    """
-
-    def __init__(
-        self,
-        rows: NDArray[np.int64],
-        batch_size: int,
-        rank: int,
-        world: int,
-        seed: int,
-        group: int = 1,
-    ) -> None:
-        """Start at the first batch of epoch 0."""
-        self.rows = rows
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world = world
-        self.seed = seed
-        self.group = group
-        self.epoch = 0
-        self.first = 0
-
-    @property
-    def batches(self) -> int:
-        """Batches of a whole epoch."""
-        return -(-len(self.rows) // (self.batch_size * self.world * self.group)) * self.group
-
-    def start(self, epoch: int, first: int) -> None:
-        """Take batches from `first` on, of an epoch, at the next iteration."""
-        self.epoch, self.first = epoch, first
-
-    def __len__(self) -> int:
-        """Return the number of batches left in the epoch."""
-        return self.batches - self.first
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Yield the keys of each batch."""
-        rng = np.random.default_rng((self.seed, self.epoch))
-        order = rng.permutation(self.rows)
-        share = self.batch_size * self.world
-        order = np.resize(order, self.batches * share)
-        for batch in range(self.first, self.batches):
-            begin = batch * share + self.rank * self.batch_size
-            yield [(self.epoch, int(row)) for row in order[begin : begin + self.batch_size]]
-
-
-def rectangle_mask(rectangle_B4: Tensor, side: int) -> Tensor:
-    """Return the share of each grid cell that a rectangle covers, (B, side, side) in [0, 1].
-
-    Args:
-        rectangle_B4: (B, 4) x0 y0 x1 y1 in the unit square.
-        side: Cells along each axis.
-    """
-    cell = torch.arange(side, dtype=torch.float32, device=rectangle_B4.device)
-    scaled = rectangle_B4.float() * side
-
-    def along(low_B: Tensor, high_B: Tensor) -> Tensor:
-        high = torch.minimum(high_B[:, None], cell + 1)
-        return (high - torch.maximum(low_B[:, None], cell)).clamp(0, 1)
-
-    columns, rows = along(scaled[:, 0], scaled[:, 2]), along(scaled[:, 1], scaled[:, 3])
-    return rows[:, :, None] * columns[:, None, :]
-
-
-def profile_mask(profile_B2S: Tensor, side: int) -> Tensor:
-    """Return the mask of `box_profiles` resized bilinearly, (B, side, side) in [0, 1].
-
-    Args:
-        profile_B2S: (B, 2, S) rows and columns, 0 or 1.
-        side: Cells along each axis.
-
-    Source: mal_spec 5; both the mask and bilinear resizing are products of rows and columns.
-    """
-    lines_B2s = F.interpolate(profile_B2S.float(), side, mode="linear", align_corners=False)
-    return lines_B2s[:, 0, :, None] * lines_B2s[:, 1, None, :]

@@ -21,7 +21,8 @@ from malcli.data.boxtable.build import ImageRows
 from malcli.data.boxtable.columns import take_ids
 from malcli.data.folders import refuse_foreign, replacing_folder
 from malcli.data.formats.yolo_read import label_path
-from malcli.data.images.decode import BadImage, resolve
+from malcli.data.images.find import image_path
+from malcli.errors import BadImage
 from malcli.geometry.polygons import bridge, polygons_of
 from malcli.geometry.rle import RleError, from_segmentation
 from malcli.records import BoxTable, Record, category_names
@@ -210,7 +211,7 @@ def place_of(name: str | None, split: str) -> str:
     if not name:
         return ""
     try:
-        parts = resolve(Path(), name).as_posix().split("/")
+        parts = image_path(Path(), name).as_posix().split("/")
     except BadImage:
         return ""
     if parts[0] == "images" and len(parts) > 2:
@@ -229,7 +230,7 @@ def _yaml(table: BoxTable, splits: list[str]) -> str:
 def _link(made: Path, root: Path, images: Path, table: BoxTable, places: list[str]) -> None:
     """Link every image that is there into its place, relative to it."""
     for name, place in zip(table.images["file_name"].to_pylist(), places, strict=True):
-        if place and (source := resolve(images, name)).is_file():
+        if place and (source := image_path(images, name)).is_file():
             link = made / place
             link.parent.mkdir(parents=True, exist_ok=True)
             if not link.is_symlink():

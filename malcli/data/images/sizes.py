@@ -13,8 +13,9 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from malcli.data.boxtable.cache import FAILURES, cache_folder, entry_name
-from malcli.data.images.decode import BadImage, read_size, resolve
-from malcli.errors import MalcliError
+from malcli.data.images.decode import read_size
+from malcli.data.images.find import image_path
+from malcli.errors import BadImage, MalcliError
 from malcli.files import replacing
 
 WORTH = 256  # images; the headers of fewer are read at once
@@ -95,7 +96,7 @@ def _places(root: Path, name: str, suffixes: tuple[str, ...]) -> Iterator[tuple[
     """Yield where an image may lie: its path, and its name in the folder."""
     for suffix in suffixes:
         with contextlib.suppress(BadImage):
-            path = resolve(root, name + suffix)
+            path = image_path(root, name + suffix)
             yield path, path.relative_to(root).as_posix()
 
 

@@ -21,7 +21,7 @@ from malcli.data.formats.registry import (
     writer_of,
 )
 from malcli.data.formats.yolo_write import refuse_other_yolo
-from malcli.data.images.decode import find_images
+from malcli.data.images.find import find_images
 from malcli.engine.convert.record_changes import Changes, losses_of_table
 from malcli.errors import ConfigError, MissingImageError, OutputError
 from malcli.files import write_error

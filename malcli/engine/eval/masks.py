@@ -227,8 +227,8 @@ def _masks(config: EvalConfig) -> Iterator[Path]:
 
 def _label(config: EvalConfig, out: Path) -> Path:
     """Label the boxes of `--gt`, with the settings that both commands share."""
-    from malcli.engine.inputs import resolve_label
     from malcli.engine.label.command import label
+    from malcli.engine.label.settings import resolve_label
 
     known = {item.name for item in dataclasses.fields(LabelConfig)} - {"report"}
     shared = {key: value for key, value in vars(config).items() if key in known}

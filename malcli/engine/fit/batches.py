@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from malcli.data.crops.training_crops import EpochOrder, RoiBatch, TrainingCrops, collate
-from malcli.engine.fit.objective import Stopwatch
+from malcli.data.crops.epoch_order import EpochOrder
+from malcli.data.crops.training_crops import RoiBatch, TrainingCrops, collate
+from malcli.engine.machine.clock import Clock
 from malcli.engine.machine.doctor import cpu_cores
 
 MOST_WORKERS = 16  # for one GPU
@@ -36,7 +37,7 @@ def epoch_batches(
     order: EpochOrder,
     device: torch.device,
     workers: int | None,
-    watch: Stopwatch,
+    clock: Clock,
 ) -> Iterator[list[RoiBatch]]:
     """Yield the micro-batches of each optimiser step left in the order's epoch, on the CPU.
 
@@ -45,7 +46,7 @@ def epoch_batches(
         order: Which samples make which batch; `order.group` batches are one step.
         device: For a GPU, batches lie in page-locked memory.
         workers: Processes that read images; None: `default_workers`.
-        watch: The time spent waiting for them.
+        clock: The time spent waiting for them.
     """
     workers = default_workers(device) if workers is None else workers
     loader: DataLoader[dict[str, NDArray[Any]]] = DataLoader(
@@ -60,7 +61,7 @@ def epoch_batches(
     group: list[RoiBatch] = []
     before = time.perf_counter()
     for batch in loader:
-        watch.seconds["wait"] += time.perf_counter() - before
+        clock.seconds["wait"] += time.perf_counter() - before
         group.append(batch)
         if len(group) == order.group:
             yield group

@@ -22,12 +22,12 @@ from malcli.data.crops.augment import ViewOdds
 from malcli.data.crops.composites import Composites
 from malcli.data.crops.training_crops import CropRule, TrainingCrops, training_rows
 from malcli.data.formats.registry import open_boxes, select
-from malcli.data.images.decode import ImageFolder, find_images
+from malcli.data.images.find import ImageFolder, find_images
 from malcli.engine.fit import run_folder
 from malcli.engine.fit.networks import build_networks, with_architecture_of_weights
 from malcli.engine.fit.trainer import Trainer
-from malcli.engine.inputs import auto_batch
 from malcli.engine.label.crop_sizes import AUTO
+from malcli.engine.label.settings import auto_batch
 from malcli.engine.label.thresholds import auto_thresholds
 from malcli.engine.machine import processes
 from malcli.engine.machine.failures import failures_named
@@ -118,7 +118,7 @@ def fit(config: FitConfig) -> FitResult:
         checkpoint=run / CHECKPOINT_NAME,
         steps=trainer.loop.step,
         crops_per_s=trainer.crops_per_s(),
-        seconds={kind: round(value, 2) for kind, value in trainer.watch.seconds.items()},
+        seconds={kind: round(value, 2) for kind, value in trainer.clock.seconds.items()},
         last=trainer.last,
     )
     if accelerator.is_main_process:

@@ -3,10 +3,7 @@
 Shape suffixes: B crops, C channels, H W crop pixels, h w score grid.
 """
 
-import contextlib
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
@@ -15,27 +12,14 @@ from torch import Tensor, nn
 
 from malcli.config.fit import FitConfig
 from malcli.data.crops.augment import flip_where, student_view
-from malcli.data.crops.training_crops import RoiBatch, profile_mask, rectangle_mask
+from malcli.data.crops.box_mask import profile_mask, rectangle_mask
+from malcli.data.crops.training_crops import RoiBatch
+from malcli.engine.machine.clock import Clock
 from malcli.losses.colour import with_colour
-from malcli.losses.composite import paste_loss
+from malcli.losses.composite import composite_loss
 from malcli.losses.crf import crf_loss, mean_field
 from malcli.losses.mil import mil_loss, outside_loss
 from malcli.model.labeler import MaskLabeler
-
-
-class Stopwatch:
-    """Wall time by kind of work. Work on a GPU counts where the host waits for it."""
-
-    def __init__(self) -> None:
-        """Start with nothing."""
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    @contextlib.contextmanager
-    def time(self, kind: str) -> Iterator[None]:
-        """Add the body's wall time to a kind of work."""
-        before = time.perf_counter()
-        yield
-        self.seconds[kind] += time.perf_counter() - before
 
 
 def batch_losses(
@@ -45,7 +29,7 @@ def batch_losses(
     teacher: MaskLabeler,
     model: nn.Module,
     autocast: Callable[[], AbstractContextManager[None]],
-    watch: Stopwatch,
+    clock: Clock,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the MIL, CRF, outside and paste losses of a batch: means over its crops, no weights.
 
@@ -56,24 +40,24 @@ def batch_losses(
         teacher: Its moving average, in evaluation mode; it sees the view without jitter.
         model: The task network as prepared by Accelerate, which the gradient flows through.
         autocast: Mixed precision for the teacher; losses and mean field are float32.
-        watch: Where the time goes.
+        clock: Where the time goes.
 
     Source: Sec. 3.3, Eqs. 2-5; mal_spec 5.
     """
     side = loss_side(config, student)
-    with watch.time("views"), torch.no_grad():
+    with clock.wall("views"), torch.no_grad():
         clean_BCHW = flip_where(batch.crop_BCHW, batch.views_BN)
         jittered_BCHW = student.normalise(student_view(clean_BCHW, batch.views_BN))
         clean_BCHW = student.normalise(clean_BCHW)
         box_Bhw = flip_where(box_mask(batch, side), batch.views_BN)
         inside_Bhw = inside_image(batch, side) if config.border == "reflect" else None
-    with watch.time("student"):
+    with clock.wall("student"):
         prob_Bhw = probabilities(model(jittered_BCHW, batch.size_B), side)
-    with watch.time("teacher"), torch.no_grad():
+    with clock.wall("teacher"), torch.no_grad():
         with autocast():
             logits_Bhw = teacher(clean_BCHW, batch.size_B)
         teacher_Bhw = probabilities(logits_Bhw, side)
-    with watch.time("mean field"):
+    with clock.wall("mean field"):
         refined_Bhw = refine(
             config,
             jittered_BCHW if config.crf_image == "jittered" else clean_BCHW,
@@ -89,7 +73,7 @@ def batch_losses(
     paste_B = torch.zeros_like(mil_B)
     if batch.pasted_BSS.shape[-1]:
         pasted_Bhw = pasted_share(batch, side)
-        paste_B = paste_loss(prob_Bhw, pasted_Bhw, batch.kind_B, box_Bhw, inside_Bhw)
+        paste_B = composite_loss(prob_Bhw, pasted_Bhw, batch.kind_B, box_Bhw, inside_Bhw)
     losses = (mil_B, crf_B, outside_B, paste_B)
     mil, crf, outside, paste = ((loss_B * batch.valid_B).mean() for loss_B in losses)
     return mil, crf, outside, paste

@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from malcli.config.fit import FitConfig
-from malcli.data.crops.training_crops import EpochOrder, RoiBatch, TrainingCrops
+from malcli.data.crops.epoch_order import EpochOrder
+from malcli.data.crops.training_crops import RoiBatch, TrainingCrops
 from malcli.engine.fit import run_folder
 from malcli.engine.fit.batches import epoch_batches
-from malcli.engine.fit.objective import Stopwatch, batch_losses
+from malcli.engine.fit.objective import batch_losses
 from malcli.engine.fit.pictures import draw_crops
 from malcli.engine.fit.schedule import build_optimizer, build_schedule, ramp
+from malcli.engine.machine.clock import Clock
 from malcli.engine.machine.signals import StopFlag, command_of
 from malcli.errors import Interrupted, RunError
 from malcli.model.checkpoint import Checkpoint, save_checkpoint
@@ -80,7 +82,7 @@ class Trainer:
         optimizer = build_optimizer(config, self.student.encoder, self.student.decoder)
         self.model, self.optimizer = accelerator.prepare(self.student, optimizer)
         self.loop = run_folder.LoopState(world=world)
-        self.watch = Stopwatch()
+        self.clock = Clock()
         self.seen = 0
         self.started = time.perf_counter()
         self.last: dict[str, Any] = {}
@@ -118,7 +120,7 @@ class Trainer:
         """Return the micro-batches of each optimiser step left in the epoch."""
         self.order.start(self.loop.epoch, self.loop.batch)
         device = self.accelerator.device
-        return epoch_batches(self.crops, self.order, device, self.config.workers, self.watch)
+        return epoch_batches(self.crops, self.order, device, self.config.workers, self.clock)
 
     def _stop_if_asked(self, stop: StopFlag) -> None:
         """Save and raise Interrupted if a signal reached any process: all stop at the same step."""
@@ -156,10 +158,10 @@ class Trainer:
             context = contextlib.nullcontext() if last else accelerator.no_sync(self.model)
             with context:
                 losses = self._losses(batch.to(accelerator.device))
-                with self.watch.time("backward"):
+                with self.clock.wall("backward"):
                     accelerator.backward(losses[0] / len(batches))
             sums += torch.stack([loss.detach() for loss in losses]) / len(batches)
-        with self.watch.time("update"):
+        with self.clock.wall("update"):
             if config.grad_clip is not None:
                 accelerator.clip_grad_norm_(self.model.parameters(), config.grad_clip)
             self.optimizer.step()
@@ -185,7 +187,7 @@ class Trainer:
             self.teacher,
             self.model,
             self.accelerator.autocast,
-            self.watch,
+            self.clock,
         )
         # The mean over the global batch becomes a sum over its size plus `mil_norm` (mal_spec 5.2).
         mil = mil * (self.global_batch / (self.global_batch + config.mil_norm))

@@ -11,9 +11,9 @@ import torch
 
 from malcli.config.label import LabelConfig
 from malcli.data.crops.label_crops import Roi
-from malcli.engine import inputs
 from malcli.engine.label.job import Manifest
 from malcli.engine.label.pipeline import open_predictor
+from malcli.engine.label.settings import batch_size_of
 from malcli.engine.machine.processes import choose_device
 from malcli.model.checkpoint import Checkpoint
 from malcli.report.progress import log
@@ -29,7 +29,7 @@ def with_largest_batch(config: LabelConfig, manifest: Manifest, checkpoint: Chec
         manifest: What else the first start decided.
         checkpoint: Its networks move to the device.
     """
-    if inputs.batch_size_of(config) or choose_device(config.device).type != "cuda":
+    if batch_size_of(config) or choose_device(config.device).type != "cuda":
         return manifest
     predictor = open_predictor(config, manifest, checkpoint)
     side = predictor.rule.crop_size

@@ -16,15 +16,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from malcli import files
 from malcli.config.label import LabelConfig
-from malcli.data.images.decode import ImageFolder
+from malcli.data.images.find import ImageFolder
 from malcli.engine import inputs
-from malcli.engine.label import job as jobs_module
+from malcli.engine.label import job as jobs
 from malcli.engine.label.estimate import estimate, remember_rate, warn_of_space
 from malcli.engine.label.job import Job, Manifest
-from malcli.engine.label.overlaps import exclusive
+from malcli.engine.label.overlaps import settle_contested
 from malcli.engine.label.parts import Outcome, PartFolder, merge, missing_error
-from malcli.engine.label.siblings import Crew
+from malcli.engine.label.settings import batch_size_of, checked_out, result_settings, share_of
+from malcli.engine.label.siblings import Siblings
+from malcli.engine.machine.clock import Clock
 from malcli.engine.machine.signals import StopFlag, command_of
 from malcli.errors import DataFormatError, Interrupted, MalcliError, OutputError
 from malcli.model.locate import locate_checkpoint, preset_of
@@ -33,7 +36,7 @@ from malcli.report.html import check_page
 from malcli.report.progress import Progress, log
 
 if TYPE_CHECKING:
-    from malcli.engine.label.pipeline import Road
+    from malcli.engine.label.pipeline import Pipeline
     from malcli.model.checkpoint import Checkpoint
 
 STAGES = ("read", "decode", "crop", "network", "paste", "encode", "write", "wait")
@@ -105,9 +108,9 @@ def label(config: LabelConfig) -> LabelResult:
         RunError: The disk is full, or parts are missing in a merge.
         Interrupted: SIGINT or SIGTERM came; finished parts are kept.
     """
-    settings = inputs.result_settings(config)
-    share = inputs.share_of(config.shard)
-    inputs.batch_size_of(config)
+    settings = result_settings(config)
+    share = share_of(config.shard)
+    batch_size_of(config)
     if config.dry_run:
         return _dry_run(config)
     with StopFlag() as stop:
@@ -117,7 +120,7 @@ def label(config: LabelConfig) -> LabelResult:
 def _dry_run(config: LabelConfig) -> LabelResult:
     """Read everything, check every image's header, and count what would be labelled."""
     result = LabelResult()
-    with inputs.timed(result.seconds, "read"):
+    with Clock(result.seconds).cpu("read"):
         table, folder = inputs.open_data(config)
         result.counts = inputs.check_images(config, table, folder)
         result.estimate = estimate(config, table, result.counts, config.num_processes)
@@ -139,20 +142,21 @@ class _Start:
         self.share = share
         self.stop = stop
         self._loaded: Checkpoint | None = None
-        self.out = inputs.checked_out(config)
+        self.out = checked_out(config)
         if config.report:
             check_page(config.report, [config.boxes, config.checkpoint], config.overwrite)
         self.result = LabelResult(out=self.out)
+        self.clock = Clock(self.result.seconds)
 
     def run(self) -> LabelResult:
         job = self._job()
-        if jobs_module.is_finished(self.out, job):
+        if jobs.is_finished(self.out, job):
             log(f"{self.out}: this job was finished before; nothing to label")
             return self._finished(job)
-        manifest = jobs_module.find_unfinished(job, self.out, self.config.overwrite)
+        manifest = jobs.find_unfinished(job, self.out, self.config.overwrite)
         if self.config.resume and manifest is None:
             log(f"{self.out}: nothing to resume; starting")
-        with inputs.timed(self.result.seconds, "read"):
+        with self.clock.cpu("read"):
             table, folder = inputs.open_data(self.config)
             self.result.problems = table.problems
             if self.config.strict:
@@ -160,7 +164,7 @@ class _Start:
         inputs.report_problems(table.problems)
         if self.config.strict:
             inputs.refuse_problems(table)
-        parts = PartFolder(jobs_module.parts_path(self.out), table)
+        parts = PartFolder(jobs.parts_path(self.out), table)
         mine = [] if self.config.merge else list(range(len(parts)))[self.share]
         if manifest is None and (mine or not len(parts)):
             manifest = self._begin(job, parts, folder)
@@ -175,27 +179,27 @@ class _Start:
         """Return the job; an output of another job is refused."""
         config = self.config
         if config.merge:
-            with inputs.timed(self.result.seconds, "read"):
-                job = jobs_module.job_to_merge(config, self.out)
+            with self.clock.cpu("read"):
+                job = jobs.job_to_merge(config, self.out)
             kept: dict[str, Any] = {
                 n: job.settings.get(n) for n in ("categories", "limit", "format")
             }
             self.config = dataclasses.replace(config, **kept)
             return job
         checkpoint = self.result.checkpoint = locate_checkpoint(config.checkpoint)
-        if inputs.is_same(checkpoint, self.out):
+        if files.is_same(checkpoint, self.out):
             raise OutputError(f"{self.out}: --out is also the checkpoint; name another")
-        with inputs.timed(self.result.seconds, "read"):
-            job = jobs_module.job_of(config, self.settings, checkpoint)
+        with self.clock.cpu("read"):
+            job = jobs.job_of(config, self.settings, checkpoint)
         if not config.overwrite:
-            jobs_module.refuse_other(job, jobs_module.read_stamp(self.out), self.out)
+            jobs.refuse_other(job, jobs.read_stamp(self.out), self.out)
         return job
 
     def _finished(self, job: Job) -> LabelResult:
         """Return the counts that the output states; removes parts that a kill may have left."""
-        jobs_module.remove_parts_of(self.out, job)
+        jobs.remove_parts_of(self.out, job)
         self.result.merged = True
-        self.result.counts = dict((jobs_module.read_stamp(self.out) or {}).get("counts", {}))
+        self.result.counts = dict((jobs.read_stamp(self.out) or {}).get("counts", {}))
         self._refuse_bad(self.result.counts)
         if self.config.review or self.config.report:
             from malcli.engine.label.review import write_extras
@@ -224,7 +228,7 @@ class _Start:
         except KeyboardInterrupt:
             self._stop_here(parts)
             raise
-        return jobs_module.write_manifest(self.out, manifest)
+        return jobs.write_manifest(self.out, manifest)
 
     def _checkpoint(self) -> "Checkpoint":
         """Load the checkpoint once, and say which it is and what is known of its quality."""
@@ -250,43 +254,49 @@ class _Start:
         todo = parts.missing(mine)
         if not todo:
             return
-        from malcli.engine.label.pipeline import Watch, open_road
+        from malcli.engine.label.pipeline import open_pipeline
 
-        watch = Watch(self.result.seconds)
         loaded = self._checkpoint()
-        road = open_road(self.config, manifest, loaded, parts.table, folder, watch)
+        pipeline = open_pipeline(self.config, manifest, loaded, parts.table, folder, self.clock)
         # All local processes together: only the first one's line is seen.
-        shard = range(len(parts))[inputs.share_of(self.config.shard, {})]
-        crew = Crew(parts, set(shard) - set(mine))
+        shard = range(len(parts))[share_of(self.config.shard, {})]
+        siblings = Siblings(parts, set(shard) - set(mine))
         total, own, left = (sum(len(parts.rows(i)) for i in some) for some in (shard, mine, todo))
         log(f"label: {len(parts.present())} of {len(parts)} parts are done, {len(todo)} left here")
         start = time.monotonic()
         try:
-            with Progress(total, "boxes", "label", done=own - left + crew.news()) as progress:
+            with Progress(total, "boxes", "label", done=own - left + siblings.news()) as progress:
                 for index in todo:
-                    manifest = self._label_part(parts, index, manifest, road, progress)
-                    progress.advance(crew.news())
+                    manifest = self._label_part(parts, index, manifest, pipeline, progress)
+                    progress.advance(siblings.news())
                     self._stop_here(parts)
         finally:
-            road.close()
+            pipeline.close()
         self.result.labelled = (left, time.monotonic() - start)
         remember_rate(self.config, left, self.result.boxes_per_s)
         inputs.report_problems(parts.table.problems, inputs.FILE_KINDS)
 
     def _label_part(
-        self, parts: PartFolder, index: int, manifest: Manifest, road: "Road", progress: Progress
+        self,
+        parts: PartFolder,
+        index: int,
+        manifest: Manifest,
+        pipeline: "Pipeline",
+        progress: Progress,
     ) -> Manifest:
         """Label and commit a part; return the manifest, with a smaller batch if memory ran out."""
         rows = parts.rows(index)
-        while (outcomes := self._outcomes(parts, rows, manifest, road, progress)) is None:
+        while (outcomes := self._outcomes(parts, rows, manifest, pipeline, progress)) is None:
             smaller = max(1, manifest.batch_size // 2)
             log(f"label: {manifest.batch_size} crops a batch need too much memory; now {smaller}")
-            manifest = jobs_module.with_batch_size(self.out, manifest, smaller)
+            manifest = jobs.with_batch_size(self.out, manifest, smaller)
         if self.config.overlaps != "keep":
-            with inputs.timed(self.result.seconds, "paste"):
+            with self.clock.cpu("paste"):
                 images = parts.table.take(np.array([one.row for one in outcomes]), "image")
-                outcomes = exclusive(outcomes, images["image"].to_pylist(), self.config.overlaps)
-        with inputs.timed(self.result.seconds, "write"):
+                outcomes = settle_contested(
+                    outcomes, images["image"].to_pylist(), self.config.overlaps
+                )
+        with self.clock.cpu("write"):
             parts.write(index, outcomes)
         return manifest
 
@@ -295,7 +305,7 @@ class _Start:
         parts: PartFolder,
         rows: NDArray[np.int64],
         manifest: Manifest,
-        road: "Road",
+        pipeline: "Pipeline",
         progress: Progress,
     ) -> list[Outcome] | None:
         """Return what became of a part's boxes, or None if a batch does not fit into memory."""
@@ -304,7 +314,7 @@ class _Start:
         outcomes: list[Outcome] = []
         try:
             with self.stop.at_once():  # one batch of a large network can take a minute on a CPU
-                for batch in road.label(rows, manifest.batch_size):
+                for batch in pipeline.label(rows, manifest.batch_size):
                     outcomes += batch
                     progress.advance(len(batch))
             return outcomes
@@ -332,14 +342,14 @@ class _Start:
                 self.result.counts = parts.count(mine)
                 log(f"label: this share is done; {len(missing)} of {len(parts)} parts are not")
                 return self.result
-            with inputs.timed(self.result.seconds, "write"):
+            with self.clock.cpu("write"):
                 counts = parts.count()
                 self._refuse_bad(counts)
-                stamp = jobs_module.stamp_of(job, manifest, counts)
+                stamp = jobs.stamp_of(job, manifest, counts)
                 merge(parts, self.out, stamp, lambda: self._stop_here(parts))
         except (OSError, MalcliError):
             # Another process may have merged meanwhile, and removed the parts.
-            if not jobs_module.is_finished(self.out, job):
+            if not jobs.is_finished(self.out, job):
                 raise
         log(f"{self.out}: finished")
         return self._finished(job)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from malcli.config.label import LabelConfig
 from malcli.data.boxtable.cache import cache_folder, entry_name
-from malcli.engine import inputs
+from malcli.engine.label.settings import result_settings
 from malcli.errors import MalcliError
 from malcli.files import replacing
 from malcli.model.locate import locate_checkpoint
@@ -116,7 +116,7 @@ def _rate_file(config: LabelConfig) -> Path | None:
     if folder is None:
         return None
     with contextlib.suppress(MalcliError, OSError):
-        settings = inputs.result_settings(config)
+        settings = result_settings(config)
         about = {key: value for key, value in settings.items() if key not in UNTIMED}
         about |= {"device": config.device, "batch_size": config.batch_size}
         about["checkpoint"] = entry_name(locate_checkpoint(config.checkpoint))

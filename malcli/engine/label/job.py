@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from malcli import __version__, files
+from malcli import files
 from malcli.config.label import LabelConfig
 from malcli.data.boxtable.json_stream import JsonText, open_regular
 from malcli.data.formats.parquet import images_path
@@ -30,6 +30,7 @@ from malcli.engine.label.crop_sizes import AUTO
 from malcli.errors import DataFormatError, OutputError, RunError
 from malcli.files import replacing, write_error
 from malcli.report.progress import log
+from malcli.version import __version__
 
 FOLDER_KINDS = (".json", ".csv", ".txt", ".yaml", ".yml", ".parquet")
 

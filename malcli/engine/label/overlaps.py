@@ -10,7 +10,9 @@ from malcli.geometry.rle import area, empty_rle
 from malcli.records import STATUS_EMPTY, STATUS_OK, Rle
 
 
-def exclusive(outcomes: Sequence[Outcome], images: Sequence[int], rule: str) -> list[Outcome]:
+def settle_contested(
+    outcomes: Sequence[Outcome], images: Sequence[int], rule: str
+) -> list[Outcome]:
     """Return the outcomes with each contested pixel left to one mask.
 
     Args:

@@ -6,9 +6,6 @@ of the boxes, so results do not depend on the threads. Knows nothing of outputs.
 Shape suffixes: B crops, C channels, S crop pixels, G score grid.
 """
 
-import contextlib
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,14 +20,16 @@ from torch import Tensor
 
 from malcli.config.label import LabelConfig
 from malcli.data.crops.label_crops import Roi, crop_batch, image_rois
-from malcli.data.images.decode import BadImage, ImageFolder, decode_image, resolve
+from malcli.data.images.decode import decode_image
+from malcli.data.images.find import ImageFolder, image_path
 from malcli.engine.inputs import workers_of
 from malcli.engine.label.crop_sizes import crop_sides, same_sided, side_of
 from malcli.engine.label.job import Manifest
 from malcli.engine.label.parts import Outcome
 from malcli.engine.label.predictor import LabelRule, Predictor
+from malcli.engine.machine.clock import Clock
 from malcli.engine.machine.processes import choose_compile, choose_device, choose_precision
-from malcli.errors import RunError
+from malcli.errors import BadImage, RunError
 from malcli.geometry.areas import paste_majority
 from malcli.geometry.boxes import roi_frame
 from malcli.geometry.crops import paste_mask, resize
@@ -49,45 +48,14 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
-class Watch:
-    """Adds to seconds of work by stage, of all threads together.
-
-    Args:
-        seconds: {stage: seconds}, changed in place.
-    """
-
-    def __init__(self, seconds: dict[str, float]) -> None:
-        """Start from what is there."""
-        self.seconds = seconds
-        self._lock = threading.Lock()
-
-    @contextlib.contextmanager
-    def cpu(self, stage: str) -> Iterator[None]:
-        """Count this thread's processor time."""
-        yield from self._time(stage, time.thread_time)
-
-    @contextlib.contextmanager
-    def wall(self, stage: str) -> Iterator[None]:
-        """Count time that passes, for waiting and for work on other threads or a device."""
-        yield from self._time(stage, time.perf_counter)
-
-    def _time(self, stage: str, clock: Callable[[], float]) -> Iterator[None]:
-        start = clock()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.seconds[stage] += clock() - start
-
-
-def open_road(
+def open_pipeline(
     config: LabelConfig,
     manifest: Manifest,
     checkpoint: Checkpoint,
     table: BoxTable,
     folder: ImageFolder,
-    watch: Watch,
-) -> "Road":
+    clock: Clock,
+) -> "Pipeline":
     """Put the network on its device and start the threads.
 
     Args:
@@ -96,7 +64,7 @@ def open_road(
         checkpoint: Its networks move to the device.
         table: The boxes.
         folder: Their images.
-        watch: Where the seconds are counted.
+        clock: Where the seconds are counted.
 
     Raises:
         ConfigError: The device is not there, or cannot take the job's precision.
@@ -105,11 +73,11 @@ def open_road(
     sides = " or ".join(f"{side} x {side}" for side in predictor.rule.sides)
     size = f"{manifest.batch_size} crops of {sides} pixels"
     log(f"label: {predictor.device}, {manifest.precision}, batches of {size}")
-    return Road(table, folder, predictor, watch, workers_of(config))
+    return Pipeline(table, folder, predictor, clock, workers_of(config))
 
 
 def open_predictor(config: LabelConfig, manifest: Manifest, checkpoint: Checkpoint) -> Predictor:
-    """Put the network on its device, with the arguments and errors of `open_road`."""
+    """Put the network on its device, with the arguments and errors of `open_pipeline`."""
     native, stride = checkpoint.architecture.crop_size, checkpoint.student.encoder.stride
     *smaller, crop_size = crop_sides(manifest.crop_size, native, stride)
     rule = LabelRule(
@@ -141,26 +109,26 @@ def evidence_of(
     return evidence(coarse_BGG, box_B4, np.array([roi.overlap for roi in rois]))
 
 
-class Road:
+class Pipeline:
     """Labels boxes of a table.
 
     Args:
         table: The boxes; its `problems` get the images that cannot be read.
         folder: Their images.
         predictor: The network.
-        watch: Where the seconds are counted.
+        clock: Where the seconds are counted.
         workers: Threads that decode, crop and encode; 0: the main thread does it all.
     """
 
     def __init__(
-        self, table: BoxTable, folder: ImageFolder, predictor: Predictor, watch: Watch, workers: int
+        self, table: BoxTable, folder: ImageFolder, predictor: Predictor, clock: Clock, workers: int
     ) -> None:
         """Start the threads."""
         self.table = table
         self.folder = folder
         self.predictor = predictor
         self.rule = predictor.rule
-        self.watch = watch
+        self.clock = clock
         self._workers = workers
         self._pool = ThreadPoolExecutor(workers, "malcli") if workers else None
         self._free: list[NDArray[np.uint8]] = []  # crops that are done with
@@ -185,7 +153,7 @@ class Road:
             torch.OutOfMemoryError: The device cannot hold a batch of more than one crop.
             RunError: The network gives values that are no numbers.
         """
-        with self.watch.cpu("read"):
+        with self.clock.cpu("read"):
             status = self.table.take(rows, "status")["status"].to_pylist()
         usable = np.array([text == STATUS_OK for text in status], dtype=bool)
         skipped = [Outcome(int(row), text) for row, text in zip(rows, status, strict=True)]
@@ -221,12 +189,12 @@ class Road:
         number, rows = job
         record = self.table.images.slice(number, 1).to_pylist()[0]
         name, hw = record["file_name"], (record["height"], record["width"])
-        with self.watch.cpu("decode"):
+        with self.clock.cpu("decode"):
             try:
-                image = decode_image(resolve(self.folder.root, name), hw, self.rule.max_pixels)
+                image = decode_image(image_path(self.folder.root, name), hw, self.rule.max_pixels)
             except BadImage as error:
                 return [], rows, error
-        with self.watch.cpu("crop"):
+        with self.clock.cpu("crop"):
             rois = image_rois(
                 image,
                 rows,
@@ -250,7 +218,7 @@ class Road:
                 lost += [Outcome(int(row), f"skipped:{error.status}") for row in rows]
 
     def _crop(self, rois: list[Roi]) -> tuple[list[Roi], NDArray[np.uint8]]:
-        with self.watch.cpu("crop"):
+        with self.clock.cpu("crop"):
             side = side_of(rois[0], self.rule.sides)
             try:
                 memory = self._free.pop()
@@ -263,7 +231,7 @@ class Road:
     ) -> tuple[list[Roi], list[Tensor], NDArray[np.uint8]]:
         """Return the network's maps; none if the device cannot hold even one crop."""
         rois, crops_BSS3 = batch
-        with self.watch.wall("network"):
+        with self.clock.wall("network"):
             try:
                 return rois, self.predictor(crops_BSS3, rois), crops_BSS3
             except torch.OutOfMemoryError:
@@ -276,7 +244,7 @@ class Road:
         rois, maps, crops_BSS3 = batch
         if not maps:
             return [Outcome(roi.row, "skipped:memory") for roi in rois]
-        with self.watch.wall("network"):
+        with self.clock.wall("network"):
             arrays = [maps[0].float().cpu().numpy()]
             arrays += [refined.to(torch.uint8).cpu().numpy() for refined in maps[1:]]
         if not np.isfinite(arrays[0]).all():
@@ -293,11 +261,11 @@ class Road:
 
     def _outcomes(self, rois: list[Roi], maps: list[NDArray[Any]]) -> list[Outcome]:
         """Return boxes' masks and scores."""
-        with self.watch.cpu("paste"):
+        with self.clock.cpu("paste"):
             masks = [self._mask(*each) for each in zip(rois, *maps, strict=True)]
             areas = [int(np.count_nonzero(mask)) for mask in masks]
             scores = self._scores(rois, maps[0], masks)
-        with self.watch.cpu("encode"):
+        with self.clock.cpu("encode"):
             return [self._outcome(*each) for each in zip(rois, masks, areas, scores, strict=True)]
 
     def _mask(
@@ -364,5 +332,5 @@ class Road:
     def _result(self, future: "Future[Made]") -> Made:
         if future.done():
             return future.result()
-        with self.watch.wall("wait"):
+        with self.clock.wall("wait"):
             return future.result()

@@ -3,11 +3,11 @@
 import dataclasses
 
 from malcli.config.label import LabelConfig
-from malcli.data.images.decode import ImageFolder
-from malcli.engine import inputs
+from malcli.data.images.find import ImageFolder
 from malcli.engine.label.crop_sizes import AUTO
 from malcli.engine.label.job import Job, Manifest
 from malcli.engine.label.parts import PartFolder
+from malcli.engine.label.settings import auto_batch, batch_size_of
 from malcli.engine.label.thresholds import auto_thresholds
 from malcli.engine.machine.processes import choose_device, choose_precision
 from malcli.model.checkpoint import Checkpoint
@@ -35,7 +35,7 @@ def first_manifest(
         job=job,
         boxes=parts.table.boxes.num_rows,
         parts=len(parts),
-        batch_size=inputs.batch_size_of(config) or inputs.auto_batch(device.type, crop_size),
+        batch_size=batch_size_of(config) or auto_batch(device.type, crop_size),
         precision=choose_precision(config.precision, device),
         threshold=checkpoint.threshold if threshold == AUTO else tuple(threshold),
         crop_size=crop_size,

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from malcli.data.crops.box_mask import rectangle_mask
 from malcli.data.crops.label_crops import Roi
-from malcli.data.crops.training_crops import rectangle_mask
 from malcli.engine.label.crop_sizes import AUTO
 from malcli.engine.machine.processes import DTYPES
 from malcli.errors import ConfigError

@@ -20,7 +20,7 @@ LOOK_SECONDS = 5.0  # between looks at the folder, which may be on another machi
 RESULTS = "MALCLI_RESULTS"  # variable that names the folder for results
 
 
-class Crew:
+class Siblings:
     """Counts boxes of parts that others finish.
 
     Args:

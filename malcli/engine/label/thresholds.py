@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from malcli.config.label import LabelConfig
-from malcli.data.images.decode import ImageFolder
+from malcli.data.images.find import ImageFolder
 from malcli.engine.inputs import workers_of
 from malcli.engine.label.job import Job, Manifest
 from malcli.engine.label.parts import Outcome
-from malcli.engine.label.pipeline import Road, Watch, open_predictor
+from malcli.engine.label.pipeline import Pipeline, open_predictor
+from malcli.engine.machine.clock import Clock
 from malcli.geometry.boxes import SIZE_NAMES, FloatArray, clip_xyxy, xywh_to_xyxy
 from malcli.geometry.crops import paste_mask
 from malcli.model.checkpoint import Checkpoint
@@ -72,12 +73,12 @@ def auto_thresholds(
     table = dataclasses.replace(table, problems=Problems())  # `label` itself will count them
     rows = sample_rows(table)
     predictor = open_predictor(config, manifest, checkpoint)
-    road = Road(table, folder, predictor, Watch(seconds), workers_of(config))
+    pipeline = Pipeline(table, folder, predictor, Clock(seconds), workers_of(config))
     try:
-        while (measured := _measure(road, rows, batch_size)) is None:
+        while (measured := _measure(pipeline, rows, batch_size)) is None:
             batch_size = max(1, batch_size // 2)
     finally:
-        road.close()
+        pipeline.close()
     size, fit_NT = measured
     found = best_thresholds(size, fit_NT) or checkpoint.threshold
     said = ", ".join(f"{name} {value:g}" for name, value in zip(SIZE_NAMES, found, strict=True))
@@ -139,18 +140,18 @@ def best_thresholds(size: NDArray[np.int64], fit_NT: FloatArray) -> Thresholds |
 
 
 def _measure(
-    road: Road, rows: NDArray[np.int64], batch_size: int
+    pipeline: Pipeline, rows: NDArray[np.int64], batch_size: int
 ) -> tuple[NDArray[np.int64], FloatArray] | None:
     """Return size classes (N,) and fits (N, T) of the boxes whose image can be read.
 
     None if a batch does not fit into memory.
     """
-    xyxy = dict(zip(rows.tolist(), xywh_to_xyxy(road.table.xywh(rows)), strict=True))
+    xyxy = dict(zip(rows.tolist(), xywh_to_xyxy(pipeline.table.xywh(rows)), strict=True))
     lost: list[Outcome] = []
     size: list[int] = []
     fits: list[FloatArray] = []
     try:
-        for rois, maps, _ in road.maps(rows, batch_size, lost):
+        for rois, maps, _ in pipeline.maps(rows, batch_size, lost):
             if not maps:
                 continue
             for roi, prob_GG in zip(rois, maps[0].float().cpu().numpy(), strict=True):

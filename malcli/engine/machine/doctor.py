@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from malcli import __version__
+from malcli.version import __version__
 
 PACKAGES = (
     "torch",

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-from malcli.engine.label.siblings import RESULTS
 from malcli.engine.machine.doctor import auto_precision, unsupported_gpu_message
 from malcli.engine.machine.signals import StopFlag
 from malcli.errors import ConfigError
@@ -100,7 +99,10 @@ def make_accelerator(device: torch.device, precision: str) -> Accelerator:
 
 
 def start_processes(
-    count: int, arguments: Sequence[str], together: bool, results: Path | None = None
+    count: int,
+    arguments: Sequence[str],
+    together: bool,
+    environment: Mapping[str, str] | None = None,
 ) -> int:
     """Run a command in `count` local processes and return its exit code.
 
@@ -111,16 +113,15 @@ def start_processes(
         count: Number of processes.
         arguments: The command line after `malcli`.
         together: One that fails ends the others too, for work with collectives.
-        results: Folder where the processes may leave their results; see `crew.hand_in`.
+        environment: Variables that all of them get beside their rank.
     """
-    shared = {} if results is None else {RESULTS: str(results)}
     with contextlib.ExitStack() as stack, StopFlag() as stop:
         logs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(count)]
         port = _free_port()
         children = [
             subprocess.Popen(
                 [sys.executable, "-m", "malcli", *arguments],
-                env={**os.environ, **shared, **_rank_environment(rank, count, port)},
+                env={**os.environ, **(environment or {}), **_rank_environment(rank, count, port)},
                 stderr=None if rank == 0 else logs[rank],
                 start_new_session=True,  # a terminal's Ctrl-C comes through `stop`, once
             )

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from malcli.config.retention import RetentionConfig
+from malcli.data.crops.epoch_order import EpochOrder
 from malcli.data.crops.student_images import Sample, StudentImages, same_samples
-from malcli.data.crops.training_crops import EpochOrder
 from malcli.engine.fit import run_folder
 from malcli.engine.fit.batches import BATCHES_AHEAD, READ_TIMEOUT, default_workers
 from malcli.engine.machine.signals import StopFlag, command_of

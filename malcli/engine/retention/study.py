@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 
 from malcli.config.evaluate import EvalConfig
 from malcli.config.retention import RetentionConfig
-from malcli.data.crops.label_crops import check_headers
 from malcli.data.crops.student_images import Targets
 from malcli.data.formats.registry import open_boxes, select
-from malcli.data.images.decode import ImageFolder, find_images
+from malcli.data.images.find import ImageFolder, find_images
 from malcli.engine.eval.read_instances import (
     Frame,
     open_predicted,
@@ -33,6 +32,7 @@ from malcli.engine.eval.read_instances import (
     read_human,
     read_predicted,
 )
+from malcli.engine.inputs import check_headers
 from malcli.engine.label.job import hash_input
 from malcli.errors import DataFormatError, OutputError
 from malcli.files import hash_file, replacing

@@ -10,7 +10,7 @@ from PIL import Image
 
 from malcli.data.crops.composites import Composites
 from malcli.data.formats.registry import open_boxes
-from malcli.data.images.decode import ImageFolder
+from malcli.data.images.find import ImageFolder
 from malcli.errors import DataFormatError
 from malcli.geometry.rle import decode_rle, rle_box
 from malcli.records import BEHIND, PASTED

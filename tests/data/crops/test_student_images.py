@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from malcli.data.crops.student_images import StudentImages, Targets, flipped
-from malcli.data.images.decode import ImageFolder
+from malcli.data.images.find import ImageFolder
 from malcli.geometry.rle import encode_crop
 
 HW = (6, 9)

@@ -9,18 +9,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from malcli.data.crops.augment import ViewOdds
-from malcli.data.crops.training_crops import (
-    CropRule,
-    EpochOrder,
-    TrainingCrops,
-    box_profiles,
-    box_size,
-    collate,
-    profile_mask,
-    rectangle_mask,
-)
+from malcli.data.crops.box_mask import box_profiles, profile_mask, rectangle_mask
+from malcli.data.crops.epoch_order import EpochOrder
+from malcli.data.crops.training_crops import CropRule, TrainingCrops, box_size, collate
 from malcli.data.formats.registry import open_boxes
-from malcli.data.images.decode import find_images
+from malcli.data.images.find import find_images
 
 
 def keys(order):

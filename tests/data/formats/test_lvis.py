@@ -6,8 +6,8 @@ from PIL import Image
 from malcli.data.formats.coco import read_coco
 from malcli.data.formats.lvis import name_of_url, read_lvis, write_lvis
 from malcli.data.formats.parquet import read_parquet, write_parquet
-from malcli.data.images.decode import BadImage, find_images, resolve
-from malcli.errors import DataFormatError
+from malcli.data.images.find import find_images, image_path
+from malcli.errors import BadImage, DataFormatError
 from malcli.records import records_of, to_records
 
 URL = "http://images.cocodataset.org/"
@@ -103,7 +103,7 @@ def test_images_are_found_in_both_folders_beside_and_flattened(write, tmp_path):
     table = read_lvis(path)
     assert find_images(path, table, None).root == tmp_path
     assert find_images(path, table, None).found == 2
-    assert resolve(tmp_path / "val2017", names[0]).is_file()  # by its base name
+    assert image_path(tmp_path / "val2017", names[0]).is_file()  # by its base name
     (tmp_path / "flat").mkdir()
     for name in names:
         (tmp_path / name).rename(tmp_path / "flat" / name.split("/")[1])
@@ -113,7 +113,7 @@ def test_images_are_found_in_both_folders_beside_and_flattened(write, tmp_path):
 @pytest.mark.parametrize("url", ["http://x/../a.jpg", "http://x/..", "c:/a.jpg"])
 def test_a_hostile_url_is_refused_by_the_resolver(tmp_path, url):
     with pytest.raises(BadImage):
-        resolve(tmp_path, name_of_url(url))
+        image_path(tmp_path, name_of_url(url))
 
 
 def test_what_is_no_lvis_is_refused(write):

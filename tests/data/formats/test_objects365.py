@@ -6,7 +6,7 @@ from malcli.data.formats.objects365 import read_objects365, write_objects365
 from malcli.data.formats.registry import recognise
 from malcli.data.formats.yolo_read import read_yaml
 from malcli.data.formats.yolo_write import write_yolo
-from malcli.data.images.decode import find_images, resolve
+from malcli.data.images.find import find_images, image_path
 from malcli.records import records_of
 
 NAMES = [
@@ -74,26 +74,26 @@ def test_a_bare_name_is_found_in_the_patch_folders_of_both_versions(tmp_path):
     for place in ("patch7", "v1/patch8", "images/v2/patch16"):
         file = tmp_path / place / f"objects365_v1_{len(place):08}.jpg"
         touch(file)
-        assert resolve(tmp_path, file.name) == file
+        assert image_path(tmp_path, file.name) == file
 
 
 def test_folders_that_come_later_are_seen(tmp_path):
     name = "objects365_v1_00000001.jpg"
-    assert resolve(tmp_path, name) == tmp_path / name
+    assert image_path(tmp_path, name) == tmp_path / name
     touch(tmp_path / "patch3" / name)
-    assert resolve(tmp_path, name) == tmp_path / "patch3" / name
+    assert image_path(tmp_path, name) == tmp_path / "patch3" / name
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "cam2/0001.jpg", "images/v1/0001.jpg"])
 def test_a_name_that_others_may_share_is_looked_for_in_one_place(tmp_path, name):
     touch(tmp_path / "patch0" / name.rpartition("/")[2])
     (tmp_path / "0001.jpg").touch()
-    assert resolve(tmp_path, name) == tmp_path / name
+    assert image_path(tmp_path, name) == tmp_path / name
 
 
 def test_a_very_long_name_is_just_not_there(tmp_path):
     name = "patch1/" + "a" * 5000
-    assert resolve(tmp_path, name) == tmp_path / name
+    assert image_path(tmp_path, name) == tmp_path / name
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -112,14 +112,14 @@ def test_the_release_with_other_names_is_recognised_and_found(tmp_path, split, p
     assert recognise(path) == "objects365"
     found = find_images(path, read_objects365(path), None)
     assert found.found == 2
-    assert all(resolve(found.root, image["file_name"]).is_file() for image in value["images"])
+    assert all(image_path(found.root, image["file_name"]).is_file() for image in value["images"])
 
 
 def test_names_of_one_release_are_not_taken_for_those_of_another(tmp_path):
     """Their numbers need not agree: a renamed release may have numbered its images anew."""
     touch(tmp_path / "objects365_v1_00000702.jpg")
     name = "obj365_val_000000000702.jpg"
-    assert resolve(tmp_path, name) == tmp_path / name
+    assert image_path(tmp_path, name) == tmp_path / name
 
 
 def test_category_lists_of_other_orders_become_the_same_classes(tmp_path):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from malcli.data.formats.yolo_read import read_yolo
-from malcli.data.images.decode import find_images
+from malcli.data.images.find import find_images
 from malcli.errors import DataFormatError, MalcliError, MissingImageError
 from malcli.records import records_of
 

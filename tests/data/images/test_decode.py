@@ -12,15 +12,9 @@ import pytest
 from PIL import Image, ImageFile, PngImagePlugin
 
 from malcli.data.formats.coco import read_coco
-from malcli.data.images.decode import (
-    BadImage,
-    check_image,
-    decode_image,
-    find_images,
-    read_size,
-    resolve,
-)
-from malcli.errors import MalcliError, MissingImageError
+from malcli.data.images.decode import check_image, decode_image, read_size
+from malcli.data.images.find import find_images, image_path
+from malcli.errors import BadImage, MalcliError, MissingImageError
 
 HW = (6, 9)
 RGB = np.random.default_rng(0).integers(0, 256, (*HW, 3), dtype=np.uint8)
@@ -87,9 +81,9 @@ def test_a_table_without_images_needs_no_folder(tmp_path):
 
 
 def test_names_stay_inside_the_folder(tmp_path):
-    assert resolve(tmp_path, "a/b.jpg") == tmp_path / "a/b.jpg"
-    assert resolve(tmp_path, "a\\b.jpg") == tmp_path / "a/b.jpg"
-    assert resolve(tmp_path, "12:30 a..b.jpg") == tmp_path / "12:30 a..b.jpg"
+    assert image_path(tmp_path, "a/b.jpg") == tmp_path / "a/b.jpg"
+    assert image_path(tmp_path, "a\\b.jpg") == tmp_path / "a/b.jpg"
+    assert image_path(tmp_path, "12:30 a..b.jpg") == tmp_path / "12:30 a..b.jpg"
 
 
 @pytest.mark.parametrize(
@@ -114,7 +108,7 @@ def test_names_that_leave_the_folder_are_refused_and_not_opened(tmp_path, name, 
     save(Image.fromarray(RGB))
     inside = tmp_path / "in"
     with pytest.raises(BadImage) as caught:
-        resolve(inside, name)
+        image_path(inside, name)
     assert caught.value.status == "no-image"
     path, table = table_of(inside, [name])
     with pytest.raises(MissingImageError):

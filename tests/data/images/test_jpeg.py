@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from malcli.data.images.decode import BadImage, decode_image
+from malcli.data.images.decode import decode_image
 from malcli.data.images.jpeg import find_scans, is_cut, may_be_cut
+from malcli.errors import BadImage
 
 HW = (96, 130)
 KINDS = [

@@ -12,8 +12,8 @@ import torch
 
 from malcli.config.convert import ConvertConfig
 from malcli.engine.convert.command import convert
-from malcli.engine.inputs import resolve_label
 from malcli.engine.label.command import label
+from malcli.engine.label.settings import resolve_label
 from malcli.errors import CheckpointError, ConfigError, OutputError, RunError
 from malcli.files import hash_file
 from malcli.model.checkpoint import load_checkpoint, save_checkpoint

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from malcli.data.crops.training_crops import EpochOrder
+from malcli.data.crops.epoch_order import EpochOrder
 from malcli.engine.fit import batches
 from malcli.engine.fit.batches import default_workers, epoch_batches
-from malcli.engine.fit.objective import Stopwatch
+from malcli.engine.machine.clock import Clock
 from malcli.engine.machine.failures import failures_named
 from malcli.errors import RunError
 
@@ -31,7 +31,7 @@ class Keys:
 
 
 def rows_of(order, **options):
-    groups = epoch_batches(Keys(), order, CPU, 0, Stopwatch(), **options)
+    groups = epoch_batches(Keys(), order, CPU, 0, Clock(), **options)
     return [[batch.row_B.tolist() for batch in group] for group in groups]
 
 
@@ -53,7 +53,7 @@ def test_an_epoch_in_the_middle_goes_on_with_a_whole_step():
 def test_a_reader_that_dies_ends_the_run_with_one_line(tmp_path):
     order = EpochOrder(np.arange(12, 16), 2, 0, 1, seed=0)
     with pytest.raises(RunError, match="reads images") as caught, failures_named(tmp_path):
-        for _ in epoch_batches(Keys(), order, CPU, 1, Stopwatch()):
+        for _ in epoch_batches(Keys(), order, CPU, 1, Clock()):
             pass
     assert "\n" not in str(caught.value)
 

@@ -10,9 +10,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from malcli.config.fit import FitConfig
-from malcli.data.crops.training_crops import RoiBatch, rectangle_mask
+from malcli.data.crops.box_mask import rectangle_mask
+from malcli.data.crops.training_crops import RoiBatch
 from malcli.engine.fit import objective
-from malcli.engine.fit.objective import Stopwatch, batch_losses, box_mask, loss_side, probabilities
+from malcli.engine.fit.objective import batch_losses, box_mask, loss_side, probabilities
+from malcli.engine.machine.clock import Clock
 from malcli.losses.colour import colour_evidence
 from malcli.losses.crf import mean_field
 
@@ -71,7 +73,7 @@ def batch_of(count=4, seed=0, profiles=False, pastes=False):
 
 def losses_of(settings, batch, student=None, teacher=None, autocast=contextlib.nullcontext):
     student, teacher = student or Toy(0), teacher or Toy(1)
-    return batch_losses(settings, batch, student, teacher, student, autocast, Stopwatch())
+    return batch_losses(settings, batch, student, teacher, student, autocast, Clock())
 
 
 def dice(a, b):
@@ -182,7 +184,7 @@ def test_losses_and_mean_field_run_in_float32_without_autocast(monkeypatch):
 
         monkeypatch.setattr(objective, name, watched)
 
-    for name in ("mean_field", "mil_loss", "crf_loss", "outside_loss", "paste_loss"):
+    for name in ("mean_field", "mil_loss", "crf_loss", "outside_loss", "composite_loss"):
         watch(name)
 
     class HalfToy(Toy):

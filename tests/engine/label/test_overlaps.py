@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from malcli.engine.label.overlaps import exclusive
+from malcli.engine.label.overlaps import settle_contested
 from malcli.engine.label.parts import Outcome
 from malcli.geometry.rle import decode_rle, encode_crop
 from malcli.records import STATUS_EMPTY, STATUS_OK, Rle
@@ -27,7 +27,7 @@ def columns(one):
 )
 def test_a_rule_decides_who_keeps_contested_pixels(rule, wanted):
     large, small = outcome(0, 0, 4, score=0.9), outcome(1, 3, 2, score=0.4)
-    found = exclusive([small, large], [7, 7], rule)
+    found = settle_contested([small, large], [7, 7], rule)
     assert [one.row for one in found] == [0, 1]
     assert tuple(columns(one) for one in found) == wanted
     assert [one.area for one in found] == [HW[0] * len(part) for part in wanted]
@@ -36,13 +36,13 @@ def test_a_rule_decides_who_keeps_contested_pixels(rule, wanted):
 
 def test_masks_of_different_images_do_not_meet():
     pair = [outcome(0, 0, 4, 0.9), outcome(1, 0, 4, 0.4)]
-    assert exclusive(pair, [1, 2], "score") == pair
+    assert settle_contested(pair, [1, 2], "score") == pair
 
 
 def test_a_mask_that_loses_everything_is_empty_and_skipped_boxes_pass():
     inner, outer = outcome(0, 2, 2, 0.1), outcome(1, 0, 8, 0.8)
     skipped = Outcome(2, "skipped:crowd")
-    found = {one.row: one for one in exclusive([inner, outer, skipped], [3, 3, 3], "score")}
+    found = {one.row: one for one in settle_contested([inner, outer, skipped], [3, 3, 3], "score")}
     assert found[2] == skipped
     assert (found[0].status, found[0].area, found[0].score) == (STATUS_EMPTY, 0, 0.0)
     assert columns(found[0]) == []

@@ -17,9 +17,10 @@ from pycocotools import mask as coco_mask
 from torch import nn
 
 from malcli.data.formats.registry import open_boxes
-from malcli.data.images.decode import find_images
-from malcli.engine.label.pipeline import Road, Watch
+from malcli.data.images.find import find_images
+from malcli.engine.label.pipeline import Pipeline
 from malcli.engine.label.predictor import LabelRule, Predictor
+from malcli.engine.machine.clock import Clock
 
 S, G = 64, 16
 THRESHOLD = (0.1, 0.15, 0.2)
@@ -172,8 +173,10 @@ def outcomes_of(path, *, size_classes="strict", network=None, **changes):
     )
     table = open_boxes(path)
     predictor = Predictor(checkpoint, rule, torch.device("cpu"), "fp32")
-    road = Road(table, find_images(path, table, None), predictor, Watch(defaultdict(float)), 0)
-    made = [one for batch in road.label(np.arange(table.boxes.num_rows), 7) for one in batch]
+    pipeline = Pipeline(
+        table, find_images(path, table, None), predictor, Clock(defaultdict(float)), 0
+    )
+    made = [one for batch in pipeline.label(np.arange(table.boxes.num_rows), 7) for one in batch]
     return sorted(made, key=lambda one: one.row)
 
 

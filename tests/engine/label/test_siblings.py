@@ -2,7 +2,7 @@ import json
 
 from malcli.engine.label import siblings
 from malcli.engine.label.command import LabelResult
-from malcli.engine.label.siblings import Crew, combine, hand_in
+from malcli.engine.label.siblings import Siblings, combine, hand_in
 from malcli.records import Problems
 
 
@@ -22,7 +22,7 @@ class Parts:
 def test_each_part_of_others_is_news_once(monkeypatch):
     monkeypatch.setattr(siblings, "LOOK_SECONDS", 0.0)
     parts = Parts()
-    others = Crew(parts, {1, 2})
+    others = Siblings(parts, {1, 2})
     assert others.news() == 0
     parts.files = {0, 2}  # part 0 is this process's own
     assert (others.news(), others.news()) == (7, 0)
@@ -32,7 +32,7 @@ def test_each_part_of_others_is_news_once(monkeypatch):
 
 def test_the_folder_is_not_looked_at_too_often():
     parts = Parts()
-    others = Crew(parts, {1})
+    others = Siblings(parts, {1})
     assert others.news() == 0
     parts.files = {1}
     assert others.news() == 0

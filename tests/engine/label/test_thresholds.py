@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from malcli.config.label import LabelConfig
 from malcli.data.formats.registry import open_boxes
-from malcli.data.images.decode import find_images
+from malcli.data.images.find import find_images
 from malcli.engine.fit.command import save_thresholds
 from malcli.engine.label import thresholds
 from malcli.engine.label.command import label
@@ -128,9 +128,9 @@ def test_want_of_memory_halves_the_batch(job, data, tiny, monkeypatch):
     few = auto_thresholds(job(), load_checkpoint(tiny), table, folder, batch_size=1, **fixed)
     measure, seen = thresholds._measure, []
 
-    def too_small(road, rows, batch_size):
+    def too_small(pipeline, rows, batch_size):
         seen.append(batch_size)
-        return measure(road, rows, batch_size) if batch_size == 1 else None
+        return measure(pipeline, rows, batch_size) if batch_size == 1 else None
 
     monkeypatch.setattr(thresholds, "_measure", too_small)
     found = auto_thresholds(job(), load_checkpoint(tiny), table, folder, batch_size=5, **fixed)

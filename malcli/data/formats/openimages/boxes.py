@@ -31,7 +31,7 @@ from malcli.data.formats.openimages.masks import (
     open_masks,
     split_of,
 )
-from malcli.data.images.decode import find_folder
+from malcli.data.images.find import find_folder
 from malcli.data.images.sizes import Found, read_sizes
 from malcli.errors import DataFormatError, MissingImageError
 from malcli.records import BoxTable, Problems, box_schema, image_schema

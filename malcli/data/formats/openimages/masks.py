@@ -24,7 +24,9 @@ from malcli.data.boxtable.checks import SHOWN, note, short
 from malcli.data.boxtable.columns import encode_json, join_members
 from malcli.data.boxtable.spill import new_file
 from malcli.data.formats.openimages.csv_rows import members_of, numbers_of, opened_csv
-from malcli.data.images.decode import MAX_PIXELS, BadImage, decode_image, read_size, resolve
+from malcli.data.images.decode import MAX_PIXELS, decode_image, read_size
+from malcli.data.images.find import image_path
+from malcli.errors import BadImage
 from malcli.geometry.rle import empty_rle, encode_crop
 from malcli.records import EXACT, Problems, Rle, release
 
@@ -230,7 +232,7 @@ class Masks:
         """Return the file of a mask; it never leaves the folders."""
         try:
             for place, digit in self._folders:
-                path = resolve(place, name)
+                path = image_path(place, name)
                 if digit in ("", PurePosixPath(name).name[:1]) and path.is_file():
                     return path
         except BadImage as error:

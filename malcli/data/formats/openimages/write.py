@@ -24,7 +24,8 @@ from PIL import Image
 from malcli.data.boxtable.build import ImageRows
 from malcli.data.boxtable.columns import take_ids
 from malcli.data.folders import refuse_foreign, replacing_folder
-from malcli.data.images.decode import BadImage, resolve
+from malcli.data.images.find import image_path
+from malcli.errors import BadImage
 from malcli.files import replacing
 from malcli.geometry.rle import RleError, decode_rle, from_segmentation
 from malcli.records import BoxTable, Record, category_names
@@ -209,6 +210,6 @@ class _Rows:
 def _image_id(name: str | None) -> str:
     """Return a file's name without its ending; empty if it leaves the folder or is none."""
     try:
-        return resolve(Path(), name or "").with_suffix("").as_posix()
+        return image_path(Path(), name or "").with_suffix("").as_posix()
     except (BadImage, ValueError):
         return ""

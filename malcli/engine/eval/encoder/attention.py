@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from malcli.config.evaluate import EvalConfig
 from malcli.data.crops.label_crops import Roi
 from malcli.data.formats.registry import open_boxes, select
-from malcli.data.images.decode import BadImage, ImageFolder, decode_image, find_images, resolve
+from malcli.data.images.decode import decode_image
+from malcli.data.images.find import ImageFolder, find_images, image_path
 from malcli.engine.eval.encoder.features import OpenEncoder, lose_boxes, open_encoder
-from malcli.engine.inputs import refuse_problems, report_problems, whole_number
-from malcli.errors import ConfigError, DataFormatError
+from malcli.engine.inputs import refuse_problems, report_problems
+from malcli.engine.label.settings import whole_number
+from malcli.errors import BadImage, ConfigError, DataFormatError
 from malcli.geometry.boxes import clip_xyxy, roi_frame, xywh_to_xyxy
 from malcli.model.attention import attention_maps, check_layers
 from malcli.records import STATUS_OK, BoxTable, Problems, category_names
@@ -200,7 +202,7 @@ def _draw_all(
             image = table.images.slice(box["image"], 1).to_pylist()[0]
             xywh = np.array([box["bbox"]], dtype=np.float64)
             try:
-                path = resolve(folder.root, image["file_name"])
+                path = image_path(folder.root, image["file_name"])
                 pixels = decode_image(path, (image["height"], image["width"]), config.max_pixels)
             except BadImage as error:
                 lose_boxes(config, problems, error, 1)

@@ -18,11 +18,13 @@ from malcli.config.evaluate import EvalConfig
 from malcli.data.boxtable.checks import overlaps
 from malcli.data.crops.label_crops import Roi
 from malcli.data.formats.registry import open_boxes, select
-from malcli.data.images.decode import BadImage, ImageFolder, decode_image, find_images, resolve
+from malcli.data.images.decode import decode_image
+from malcli.data.images.find import ImageFolder, find_images, image_path
 from malcli.engine.eval.encoder.features import OpenEncoder, lose_boxes, open_encoder
 from malcli.engine.eval.read_instances import Frame, read_frame, read_human
-from malcli.engine.inputs import auto_batch, report_problems
-from malcli.errors import DataFormatError
+from malcli.engine.inputs import report_problems
+from malcli.engine.label.settings import auto_batch
+from malcli.errors import BadImage, DataFormatError
 from malcli.metrics.clustering import clustering_scores, size_intervals, size_means, token_sides
 from malcli.metrics.miou import group_instances, resample_images
 from malcli.metrics.pairing import Instances
@@ -147,7 +149,7 @@ class _Crops:
 
     def _read_image(self, number: int, rows: NDArray[np.int64], found: OpenEncoder) -> list[Roi]:
         try:
-            path = resolve(self.folder.root, self.frame.names[number])
+            path = image_path(self.folder.root, self.frame.names[number])
             pixels = decode_image(path, self.frame.sizes_hw[number], self.config.max_pixels)
         except BadImage as error:
             lose_boxes(self.config, self.problems, error, len(rows))

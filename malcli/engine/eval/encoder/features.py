@@ -18,10 +18,9 @@ from torch import Tensor
 from malcli.config.evaluate import EvalConfig
 from malcli.config.label import LabelConfig
 from malcli.data.crops.label_crops import Roi, crop_batch, image_rois
-from malcli.data.images.decode import BadImage
-from malcli.engine.inputs import resolve_label, whole_number
+from malcli.engine.label.settings import resolve_label, whole_number
 from malcli.engine.machine.processes import DTYPES, choose_device, choose_precision
-from malcli.errors import CheckpointError, ConfigError, DataFormatError, RunError
+from malcli.errors import BadImage, CheckpointError, ConfigError, DataFormatError, RunError
 from malcli.model.checkpoint import load_checkpoint, read_tensors
 from malcli.model.encoders import ImageEncoder, build_encoder
 from malcli.model.locate import locate_checkpoint

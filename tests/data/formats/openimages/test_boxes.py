@@ -8,7 +8,7 @@ from PIL import Image
 
 from malcli.data.formats.openimages.boxes import read_openimages
 from malcli.data.images import sizes
-from malcli.data.images.decode import find_images
+from malcli.data.images.find import find_images
 from malcli.errors import DataFormatError, MalcliError, MissingImageError
 from malcli.records import records_of
 

@@ -17,8 +17,7 @@ from malcli.data.formats.openimages import masks as openimages_masks
 from malcli.data.formats.openimages.boxes import read_openimages
 from malcli.data.formats.openimages.masks import read_mask
 from malcli.data.formats.registry import inputs_of
-from malcli.data.images.decode import BadImage
-from malcli.errors import DataFormatError, MalcliError
+from malcli.errors import BadImage, DataFormatError, MalcliError
 from malcli.records import records_of
 
 ONE, TWO = "0001eeaf4aed83f9", "f0a1b2c3d4e5f607"
