@@ -13,7 +13,8 @@ from malcli.errors import ConfigError
 def engine(monkeypatch):
     """Engine functions that return the config they get."""
     for module, function in (
-        ("fit", "fit"), ("label", "label"), ("evaluate", "evaluate"), ("convert", "convert"),
+        ("fit.command", "fit"), ("label.command", "label"), ("eval.masks", "evaluate"),
+        ("convert.command", "convert"),
     ):  # fmt: skip
         stand_in = types.ModuleType(f"malcli.engine.{module}")
         setattr(stand_in, function, lambda config: config)

@@ -13,7 +13,11 @@ def all_kinds():
 
 
 def test_the_tree_drawn_in_the_docstring_is_the_real_one():
-    drawn = {word for word in errors.__doc__.split() if word.endswith(("Error", "Interrupted"))}
+    drawn = {
+        word
+        for word in errors.__doc__.split()
+        if word.endswith(("Error", "Interrupted", "BadImage"))
+    }
     assert drawn == {kind.__name__ for kind in all_kinds()}
 
 

@@ -68,14 +68,14 @@ def test_demo_fits_on_boxes_alone_and_scores_other_scenes(tmp_path, monkeypatch)
     """The pipeline between the steps, with the steps themselves replaced."""
     seen: dict[str, object] = {}
 
-    def stand_in(name, function):
-        module = types.ModuleType(f"malcli.engine.{name}")
+    def stand_in(module, name, function):
+        module = types.ModuleType(f"malcli.engine.{module}")
         setattr(module, name, function)
         monkeypatch.setitem(sys.modules, module.__name__, module)
 
-    stand_in("fit", lambda config: seen.update(fit=config))
-    stand_in("label", lambda config: seen.update(label=config))
-    stand_in("evaluate", lambda config: (seen.update(evaluate=config), FakeEval())[1])
+    stand_in("fit.command", "fit", lambda config: seen.update(fit=config))
+    stand_in("label.command", "label", lambda config: seen.update(label=config))
+    stand_in("eval.masks", "evaluate", lambda config: (seen.update(evaluate=config), FakeEval())[1])
     monkeypatch.setattr(engine, "TRAIN_SCENES", 3)
     monkeypatch.setattr(engine, "VAL_SCENES", 2)
     result = demo(DemoConfig(out=tmp_path / "demo", seed=7))

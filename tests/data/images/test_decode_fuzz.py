@@ -25,7 +25,8 @@ KINDS = {
 CHILD = """
 import collections, json, sys
 from pathlib import Path
-from malcli.data.images import BadImage, check_image, decode_image, read_size
+from malcli.data.images.decode import check_image, decode_image, read_size
+from malcli.errors import BadImage
 
 hw, counts = (48, 64), collections.Counter()
 for path in sorted(Path(sys.argv[1]).iterdir()):

@@ -231,7 +231,7 @@ def test_a_fit_s_checkpoint_is_no_released_one(src, tmp_path):
 def test_annotations_convert_without_torch(scenes, tmp_path):
     code = (
         "import sys; from pathlib import Path; from malcli.config.convert import ConvertConfig\n"
-        "from malcli.engine.convert import convert\n"
+        "from malcli.engine.convert.command import convert\n"
         "convert(ConvertConfig(src=Path(sys.argv[1]), dst=Path(sys.argv[2])))\n"
         "print('torch' in sys.modules)"
     )

@@ -326,7 +326,7 @@ def test_without_pred_the_boxes_of_gt_are_labelled_first(truth, scenes, tmp_path
 def test_scores_on_files_need_no_torch(scenes):
     code = (
         "import sys; from pathlib import Path; from malcli.config.evaluate import EvalConfig\n"
-        "from malcli.engine.evaluate import evaluate\n"
+        "from malcli.engine.eval.masks import evaluate\n"
         "path = Path(sys.argv[1])\n"
         "assert evaluate(EvalConfig(gt=path, pred=path)).metrics['miou']['all'] == 1\n"
         "assert 'torch' not in sys.modules"

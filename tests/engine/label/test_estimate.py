@@ -52,7 +52,7 @@ def test_a_dry_run_says_time_and_disk(cache, data):
 
 
 def test_a_job_of_the_same_settings_leaves_its_rate(cache, data, job, monkeypatch):
-    monkeypatch.setattr("malcli.engine.label.command.estimate.ENOUGH", 1)
+    monkeypatch.setattr("malcli.engine.label.estimate.ENOUGH", 1)
     given = job(limit=2)
     result = label(given)
     assert known_rate(given) == pytest.approx(result.boxes_per_s, abs=1e-3)

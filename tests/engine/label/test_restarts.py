@@ -118,7 +118,7 @@ def full_disk(*args, **kwargs):
 
 KILLED = """
 import os, signal
-import malcli.engine.parts as parts
+import malcli.engine.label.parts as parts
 import malcli.files as files
 parts.PART_BOXES = {part_boxes}
 replace, seen = os.replace, []
