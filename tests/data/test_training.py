@@ -179,6 +179,20 @@ def test_a_sample_carries_profiles_only_where_they_are_wanted(crops_of):
     assert ((shares[0] > 0.5) == (shares[1] > 0.5)).float().mean() > 0.85
 
 
+def test_a_box_is_cropped_anew_in_each_epoch_and_equally_within_one(crops_of):
+    crops = crops_of()
+    for row in range(3):
+        first, again, later = crops[(0, row)], crops_of()[(0, row)], crops[(1, row)]
+        other_seed = crops_of(seed=1)[(0, row)]
+        assert all(np.array_equal(value, again[key]) for key, value in first.items())
+        for other in (later, other_seed):
+            assert not np.array_equal(first["box_B4"], other["box_B4"])
+            assert not np.array_equal(first["crop_BCHW"], other["crop_BCHW"])
+            assert not np.array_equal(first["views_BN"], other["views_BN"])
+    drawn = crops_of(theta=0.0)  # no margin: what is left to differ are the views
+    assert not np.array_equal(drawn[(0, 0)]["views_BN"], drawn[(0, 1)]["views_BN"])
+
+
 def test_the_released_expansion_has_a_further_pixel_right_and_below(crops_of):
     paper, released = crops_of(theta=0.0), crops_of(theta=0.0, expansion="released")
     for row in range(3):

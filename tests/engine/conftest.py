@@ -160,7 +160,7 @@ def data(scenes, tmp_path_factory):
     for path in scenes.images.iterdir():
         (folder / "images" / path.name).write_bytes(path.read_bytes())
     source = json.loads(scenes.boxes.read_text())
-    whole = next(scenes.images.iterdir()).read_bytes()
+    whole = min(scenes.images.iterdir()).read_bytes()
     (folder / "images" / "cut.png").write_bytes(whole[: len(whole) // 2])
     Image.new("RGB", (9, 9)).save(folder / "images" / "small.png")
     images = source["images"]

@@ -311,9 +311,15 @@ def test_without_pred_the_boxes_of_gt_are_labelled_first(truth, scenes, tmp_path
             config.out.write_text(json.dumps(truth | {"info": {"malcli": {"checkpoint": "abc"}}}))
 
     monkeypatch.setitem(sys.modules, "malcli.engine.label", FakeLabel)
-    settings = {"gt": scenes.instances, "limit": 3, "network": "teacher", "bootstrap": 0}
+    both = {
+        "images": scenes.images, "limit": 3, "network": "teacher", "refine": "none",
+        "threshold": "0.4", "crop_size": "48", "margin": 0.125, "geometry": "released",
+        "max_pixels": 12345, "workers": 0, "device": "cpu",
+    }  # fmt: skip
+    settings = {"gt": scenes.instances, "bootstrap": 0, **both}
     result = evaluate(EvalConfig(**settings))
-    assert (asked[0].boxes, asked[0].limit, asked[0].network) == (scenes.instances, 3, "teacher")
+    assert asked[0].boxes == scenes.instances
+    assert {name: getattr(asked[0], name) for name in both} == both
     assert asked[0].tta == "flip"  # the default of label
     assert not asked[0].out.exists()
     assert result.metrics["miou"]["all"] == 1
