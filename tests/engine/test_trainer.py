@@ -107,6 +107,15 @@ def test_the_total_loss_is_eq_1_all_four_terms_weighted_and_ramped(
     assert max(term[3] for term in terms[1:]) > 0.01
 
 
+def test_gradients_are_clipped_to_the_norm_that_is_asked_for(train_scenes, tmp_path, gradients):
+    for number, clip in enumerate((None, 0.01)):
+        fit(config(train_scenes, tmp_path / str(number), max_steps=1, grad_clip=clip))
+    free, clipped = gradients
+    assert free.norm() > 0.02
+    assert clipped.norm() == pytest.approx(0.01, rel=1e-3)
+    torch.testing.assert_close(clipped / clipped.norm(), free / free.norm(), rtol=1e-3, atol=1e-6)
+
+
 def test_checkpointed_activations_change_no_loss_and_no_gradient(train_scenes, tmp_path, gradients):
     plain = fit(config(train_scenes, tmp_path / "a", max_steps=2))
     saved = fit(config(train_scenes, tmp_path / "b", max_steps=2, grad_checkpointing=True))
