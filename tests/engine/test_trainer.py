@@ -268,19 +268,20 @@ def test_want_of_memory_is_one_line_that_says_what_to_lower(
 ):
     step = Trainer._step
 
-    def fail_at_three(self, batches):
-        if self.loop.step == 2:
+    def fail_at_four(self, batches):
+        if self.loop.step == 3:
             raise error
         step(self, batches)
 
-    monkeypatch.setattr(Trainer, "_step", fail_at_three)
+    monkeypatch.setattr(Trainer, "_step", fail_at_four)
     with pytest.raises(RunError) as caught:
         fit(config(train_scenes, tmp_path / "run", save_every=1, max_steps=4))
     text = str(caught.value)
     assert "\n" not in text
     for flag in ("--batch-size", "--grad-accum", "--grad-checkpointing", "--crop-size"):
         assert flag in text
-    assert max(path.name for path in (tmp_path / "run/state").glob("step-*")).endswith("2")
+    states = sorted(path.name for path in (tmp_path / "run/state").glob("step-*"))
+    assert states == ["step-00000002", "step-00000003"]  # the newest two are kept
 
 
 def test_other_errors_keep_their_trace(train_scenes, tmp_path, monkeypatch):
