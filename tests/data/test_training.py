@@ -220,6 +220,7 @@ def test_a_box_that_leaves_its_image_is_cut_at_the_border_and_keeps_its_size_cla
     crops.xyxy[0] = [50.0, 40.0, 296.0, 240.0]  # in an image of 96 x 96
     sample = crops[(0, 0)]
     np.testing.assert_allclose(sample["box_B4"], [0, 0, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(sample["image_B4"][2:], [1, 1], atol=1e-6)
     assert sample["size_B"] == 2  # 246 x 200 pixels are large, the 46 x 56 inside are medium
 
 
