@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from malcli.config.evaluate import EvalConfig
+from malcli.config.label import LabelConfig
 from malcli.data.formats import open_boxes, writer_of
 from malcli.engine.evaluate import evaluate
 from malcli.errors import ConfigError, DataFormatError, MissingImageError, OutputError
@@ -321,6 +323,36 @@ def test_without_pred_the_boxes_of_gt_are_labelled_first(truth, scenes, tmp_path
     kept = tmp_path / "masks.json"
     assert evaluate(EvalConfig(**settings, masks=kept)).pred == kept
     assert kept.exists()
+
+
+# Settings of `eval` that are not for the masks which it makes itself.
+OWN = {
+    "gt", "pred", "masks", "oracle", "clustering", "attention", "encoder", "weights", "ids",
+    "layers", "compare", "report", "bootstrap",
+}  # fmt: skip
+
+
+def test_every_setting_that_is_not_eval_s_own_reaches_label(scenes, tiny, another, monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def record(config):
+        raise Asked(config)
+
+    monkeypatch.setattr("malcli.engine.label.label", record)
+    plain = EvalConfig(gt=scenes.instances)
+    shared = {item.name for item in fields(EvalConfig)} - OWN
+    given = {name: another(LabelConfig(boxes=scenes.boxes), name) for name in shared}
+    category = json.loads(scenes.instances.read_text())["categories"][0]["name"]
+    given |= {"images": scenes.images, "checkpoint": tiny, "categories": category}
+    given["max_pixels"] = 10**6
+    assert not {name for name in shared if given[name] == getattr(plain, name)}
+    with pytest.raises(Asked) as asked:
+        evaluate(replace(plain, **given))
+    (config,) = asked.value.args
+    assert {name: getattr(config, name) for name in shared} == given
+    assert config.boxes == scenes.instances
+    assert config.report is None  # eval's own page
 
 
 def test_scores_on_files_need_no_torch(scenes):
