@@ -333,11 +333,11 @@ OWN = {
 
 
 def test_every_setting_that_is_not_eval_s_own_reaches_label(scenes, tiny, another, monkeypatch):
-    class Asked(Exception):
+    class AskedError(Exception):
         pass
 
     def record(config):
-        raise Asked(config)
+        raise AskedError(config)
 
     monkeypatch.setattr("malcli.engine.label.label", record)
     plain = EvalConfig(gt=scenes.instances)
@@ -347,7 +347,7 @@ def test_every_setting_that_is_not_eval_s_own_reaches_label(scenes, tiny, anothe
     given |= {"images": scenes.images, "checkpoint": tiny, "categories": category}
     given["max_pixels"] = 10**6
     assert not {name for name in shared if given[name] == getattr(plain, name)}
-    with pytest.raises(Asked) as asked:
+    with pytest.raises(AskedError) as asked:
         evaluate(replace(plain, **given))
     (config,) = asked.value.args
     assert {name: getattr(config, name) for name in shared} == given
@@ -449,6 +449,33 @@ def test_how_well_the_score_tells_is_measured_on_the_masks_there_are(truth, scor
     for unfit in (0.5, 7.0):
         given = [one | {"malcli_score": unfit + n * (unfit > 1)} for n, one in enumerate(predicted)]
         assert score(given).score is None
+
+
+def test_malcli_s_score_goes_before_another_tool_s(truth, score):
+    predicted = eroded(truth["annotations"])
+    both = [one | {"score": round(1 - one["malcli_score"], 9)} for one in predicted]
+    alone = [{key: value for key, value in one.items() if key != "malcli_score"} for one in both]
+    assert score(both).score == score(predicted).score != score(alone).score
+    none = [one | {"malcli_score": None} for one in both]
+    assert score(none).score == score(alone).score
+
+
+def test_a_record_without_an_id_is_named_by_its_place_in_the_file(truth, score, monkeypatch):
+    monkeypatch.setattr("malcli.engine.instances.CHUNK", 2)
+    keys = ("image_id", "category_id", "segmentation")
+    listed = [{key: one[key] for key in keys} | {"score": 0.5} for one in truth["annotations"]]
+    listed[3]["segmentation"] = {"size": [72, 96], "counts": "1"}
+    result = score(listed)
+    ((named,),) = result.problems.examples.values()
+    assert named.startswith("annotations[3]: ")
+
+
+def test_a_human_instance_without_a_box_has_that_of_its_mask(truth, score):
+    boxed = [one | {"bbox": coco_mask.toBbox(as_rle(one)).tolist()} for one in truth["annotations"]]
+    bare = [{key: value for key, value in one.items() if key != "bbox"} for one in boxed]
+    found, wanted = (score(boxed, gt=truth | {"annotations": some}) for some in (bare, boxed))
+    assert found.baselines == wanted.baselines
+    assert found.metrics == wanted.metrics
 
 
 def plain_ious(annotations, predicted):
