@@ -478,6 +478,13 @@ def test_a_human_instance_without_a_box_has_that_of_its_mask(truth, score):
     assert found.metrics == wanted.metrics
 
 
+@pytest.mark.parametrize("name", ["gt", "pred", "oracle", "masks", "compare"])
+def test_the_report_is_never_one_of_the_files_given(scenes, tmp_path, name):
+    files = {"gt": scenes.instances, name: tmp_path / "one.json"}
+    with pytest.raises(OutputError, match="also an input"):
+        evaluate(EvalConfig(**files, report=tmp_path / "one.json", overwrite=True))
+
+
 def plain_ious(annotations, predicted):
     masks = [[coco_mask.decode(as_rle(one)) for one in side] for side in (annotations, predicted)]
     return [float((a & b).sum() / (a | b).sum()) for a, b in zip(*masks, strict=True)]
