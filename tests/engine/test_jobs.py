@@ -1,9 +1,12 @@
 import json
+from dataclasses import fields, replace
 
 import pytest
 
+from malcli.config.label import LabelConfig
 from malcli.engine import jobs
 from malcli.engine.jobs import Job, Manifest
+from malcli.engine.survey import result_settings
 from malcli.errors import DataFormatError, OutputError
 
 JOB = Job("b" * 64, "c" * 64, {"network": "student", "margin": 0.6})
@@ -37,6 +40,40 @@ def test_a_manifest_comes_back_and_the_first_one_wins(tmp_path):
     assert jobs.with_batch_size(out, MANIFEST, 8).batch_size == 8
     assert jobs.read_manifest(out).batch_size == 8
     assert [path.name for path in jobs.parts_path(out).iterdir()] == ["manifest.json"]
+
+
+# Settings that change no mask: what the machine does, and what is written beside the masks.
+FREE = {
+    "images", "out", "shard", "merge", "dry_run", "resume", "overwrite", "batch_size", "review",
+    "report", "strict", "seed", "workers", "device", "num_processes",
+}  # fmt: skip
+
+
+def identity(config):
+    return jobs.job_of(config, result_settings(config), config.checkpoint)
+
+
+@pytest.mark.parametrize("name", sorted(FREE | {item.name for item in fields(LabelConfig)}))
+def test_every_setting_changes_the_job_or_is_free(job, tmp_path, another, name):
+    config = job()
+    value = "lvis" if name == "format" else another(config, name)  # it is recognised as coco
+    if name in ("boxes", "checkpoint"):
+        value = tmp_path / "changed.json"
+        value.write_bytes(getattr(config, name).read_bytes() + b"\n")
+    changed = identity(replace(config, **{name: value}))
+    assert (changed == identity(config)) == (name in FREE)
+
+
+def test_the_format_that_is_recognised_is_the_job_of_the_format_that_is_named(job):
+    assert identity(job()) == identity(job(format="coco"))
+
+
+def test_inputs_that_moved_are_the_same_job(job, tmp_path):
+    config = job()
+    for name in ("boxes", "checkpoint"):
+        moved = tmp_path / getattr(config, name).name
+        moved.write_bytes(getattr(config, name).read_bytes())
+        assert identity(replace(config, **{name: moved})) == identity(config)
 
 
 @pytest.mark.parametrize(
