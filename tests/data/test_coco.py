@@ -158,6 +158,13 @@ def test_what_makes_a_crowd_box_unusable_comes_first(read):
     assert statuses(table) == ["skipped:bad-box", "skipped:no-image"]
 
 
+@pytest.mark.parametrize(("width", "counts"), [(5, {"equal-box": 24}), (0, {"bad-box": 25})])
+def test_all_doubtful_boxes_are_counted_though_ten_are_named(read, width, counts):
+    problems = read(data([box(n, bbox=[1, 1, width, 5]) for n in range(25)])).problems
+    assert problems.counts == counts
+    assert [len(examples) for examples in problems.examples.values()] == [10]
+
+
 def test_equal_boxes_and_unknown_categories_are_reported_and_ok(read):
     boxes = [box(1), box(2), box(3, category_id=9), box(4, 2), box(5, bbox=[1, 1, 1, 1])]
     table = read(data(boxes, [image(1), image(2)]))
