@@ -15,6 +15,7 @@ def engine(monkeypatch):
     for module, function in (
         ("fit.command", "fit"), ("label.command", "label"), ("eval.masks", "evaluate"),
         ("convert.command", "convert"),
+        ("retention.command", "retention"),
     ):  # fmt: skip
         stand_in = types.ModuleType(f"malcli.engine.{module}")
         setattr(stand_in, function, lambda config: config)
@@ -41,6 +42,19 @@ def test_functions_take_the_flags_as_keywords(engine):
 
 def test_recipe_is_a_keyword_too(engine):
     assert malcli.fit(data="boxes.json", recipe="paper").crf_zeta == 0.5
+    assert malcli.label(boxes="boxes.json", out="masks.json", recipe="paper").network == "student"
+    assert malcli.evaluate(gt="gt.json", recipe="paper").network == "student"
+
+
+def test_convert_and_retention_take_their_own_recipes(engine, tmp_path):
+    recipe = tmp_path / "a.toml"
+    recipe.write_text('command = "convert"\nmin_score = 0.5\n')
+    assert malcli.convert("a.json", "b.json", recipe=str(recipe)).min_score == 0.5
+    files = {"train": "a.json", "masks": "b.json", "val": "c.json", "out": "study"}
+    with pytest.raises(ConfigError, match="this is 'retention'"):
+        malcli.retention(**files, recipe=str(recipe))
+    recipe.write_text('command = "retention"\nseed = 7\n')
+    assert malcli.retention(**files, recipe=str(recipe)).seed == 7
 
 
 def test_unknown_or_missing_keyword_is_a_config_error(engine):

@@ -37,7 +37,8 @@ def retention(
 
 
 def _ratio(predicted: float | None, oracle: float | None) -> float | None:
-    return 100 * predicted / oracle if predicted is not None and oracle else None
+    # Divided first: 100 * a / a is 99.99999999999999 for some a.
+    return 100 * (predicted / oracle) if predicted is not None and oracle else None
 
 
 def _interval(
@@ -46,5 +47,5 @@ def _interval(
     usable = np.isfinite(predicted) & np.isfinite(oracle) & (oracle > 0)
     if not usable.any():
         return None, None
-    low, high = np.percentile(100 * predicted[usable] / oracle[usable], [2.5, 97.5])
+    low, high = 100 * np.percentile(predicted[usable] / oracle[usable], [2.5, 97.5])
     return float(low), float(high)

@@ -81,6 +81,17 @@ def test_people_get_the_table(capsys):
     assert capsys.readouterr().out == "table\n"
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_of_several_processes_only_the_first_prints(capsys, monkeypatch, rank):
+    monkeypatch.setenv("RANK", rank)
+    show(Result({}), False, lambda result: print("table"))
+    show(Result({}), True, lambda result: print("table"))
+    assert capsys.readouterr().out == ("table\n{}\n" if rank == "0" else "")
+    run_engine(lambda: progress.log("log"), quiet=False)
+    progress.set_quiet(False)
+    assert ("log" in capsys.readouterr().err) == (rank == "0")
+
+
 @pytest.mark.parametrize(
     ("message", "line"),
     [

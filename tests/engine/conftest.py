@@ -1,10 +1,12 @@
 """A small study for the tests of phase 2; a tiny labeler and small jobs for those of `label`."""
 
+import dataclasses
 import json
 import random
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from malcli.engine.label.command import label
 from malcli.model import student
 from malcli.model.checkpoint import Checkpoint, save_checkpoint
 from malcli.model.labeler import Architecture, build_labeler
+from malcli.settings import value_type
 
 SIDE = 64  # pixels of the study's scenes
 
@@ -160,7 +163,7 @@ def data(scenes, tmp_path_factory):
     for path in scenes.images.iterdir():
         (folder / "images" / path.name).write_bytes(path.read_bytes())
     source = json.loads(scenes.boxes.read_text())
-    whole = next(scenes.images.iterdir()).read_bytes()
+    whole = min(scenes.images.iterdir()).read_bytes()
     (folder / "images" / "cut.png").write_bytes(whole[: len(whole) // 2])
     Image.new("RGB", (9, 9)).save(folder / "images" / "small.png")
     images = source["images"]
@@ -186,7 +189,7 @@ def data(scenes, tmp_path_factory):
         box(1004, here, None),
         {"id": 1005, "image_id": here, "category_id": category, "note": "no box"},
         box(1006, here, [500, 1, 20, 20]),
-        box(1007, 900, [1, 1, 20, 20], area=3),
+        box(1007, 900, [1, 1, 20, 20], area=3, malcli_score=0.7, malcli_status="ok"),
         box(1008, 901, [1, 1, 20, 20], segmentation=[[0, 0, 5, 0, 5, 5]]),
         box(1009, 902, [1, 1, 20, 20]),
         box(1010, 903, [1, 1, 20, 20]),
@@ -203,6 +206,24 @@ def data(scenes, tmp_path_factory):
     )
     path.write_text(text)
     return path
+
+
+@pytest.fixture
+def another():
+    """Returns another value of a setting than a config's, of the setting's own kind."""
+
+    def value(config, name):
+        item = next(one for one in dataclasses.fields(config) if one.name == name)
+        now, kind = getattr(config, name), value_type(get_type_hints(type(config))[name])
+        if item.metadata["choices"]:
+            return next(choice for choice in item.metadata["choices"] if choice != now)
+        if kind is Path:
+            return Path("another")
+        if kind is str:
+            return "0.25" if name == "threshold" else "192"
+        return not now if kind is bool else (now or 0) + 1
+
+    return value
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from malcli.metrics.confidence import (
     EVIDENCE,
-    WEIGHTS,
     auroc,
     fit_weights,
     measure_score,
@@ -15,6 +14,7 @@ from malcli.metrics.confidence import (
     spearman,
 )
 from malcli.metrics.confidence import evidence as evidence_of_all
+from malcli.metrics.score_weights import WEIGHTS
 
 
 def evidence(prob, box, overlap=0.0):

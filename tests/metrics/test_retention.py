@@ -32,3 +32,12 @@ def test_without_resamples_there_is_a_value_and_no_interval():
     none = {name: np.zeros(0) for name in AP_NAMES}
     found = retention(dict.fromkeys(AP_NAMES, 0.2), dict.fromkeys(AP_NAMES, 0.4), none, none)
     assert found["AP"] == {"value": 50, "low": None, "high": None}
+
+
+def test_equal_aps_keep_exactly_100_per_cent():
+    # 100 * a / a is 99.99999999999999 for about one a in fourteen.
+    for ap in np.random.default_rng(0).uniform(0.01, 1.0, 100).tolist():
+        same = dict.fromkeys(AP_NAMES, ap)
+        draws = {name: np.array([ap, ap / 3, ap / 7]) for name in AP_NAMES}
+        found = retention(same, same, draws, draws)
+        assert found["AP"] == {"value": 100, "low": 100, "high": 100}

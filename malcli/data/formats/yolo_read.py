@@ -15,10 +15,11 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped,unused-ignore]
 
-from malcli.data.boxtable.build import ROWS, build_table, spool
+from malcli.data.boxtable.build import ROWS, build_table
 from malcli.data.boxtable.checks import short
 from malcli.data.boxtable.columns import take_boxes, take_images
 from malcli.data.boxtable.json_stream import open_regular
+from malcli.data.boxtable.spill import spool
 from malcli.data.images.sizes import Found, read_sizes
 from malcli.errors import DataFormatError, MissingImageError
 from malcli.records import BoxTable, Record

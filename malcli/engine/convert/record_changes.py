@@ -13,11 +13,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from malcli.config.convert import ConvertConfig
-from malcli.data.boxtable.build import BATCHES_KEPT
 from malcli.data.formats.registry import EXPORTS
 from malcli.geometry.polygons import polygons_of
 from malcli.geometry.rle import RleError, from_segmentation, paired_iou, run_lengths
-from malcli.records import STATUS_OK, BoxTable, Record, Rle, category_names, to_records
+from malcli.records import (
+    BATCHES_KEPT,
+    STATUS_OK,
+    BoxTable,
+    Record,
+    Rle,
+    category_names,
+    to_records,
+)
 
 LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")  # of images, of category ids
 MASK_KEYS = ("segmentation", "area", "malcli_score", "malcli_status")

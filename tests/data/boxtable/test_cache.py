@@ -53,6 +53,17 @@ def test_the_second_opening_reads_nothing_and_is_the_same(path):
     assert [rows.tolist() for _, rows in second.by_image()] == [[0, 2], [1]]
 
 
+def test_other_last_bytes_of_the_same_length_and_time_are_read_again(path, monkeypatch):
+    monkeypatch.setattr(cache, "EDGE", 16)
+    calls = []
+    cache.cached(path, "coco", reader(path, calls))
+    before = path.stat().st_mtime_ns
+    path.write_text(path.read_text().replace('"categories"', '"categoriez"'))
+    os.utime(path, ns=(before, before))
+    assert "categoriez" in cache.cached(path, "coco", reader(path, calls)).header
+    assert calls == [1, 1]
+
+
 @pytest.mark.parametrize("change", ["content", "time", "format", "damage", "cut", "version"])
 def test_what_changed_is_read_again(path, tmp_path, monkeypatch, change):
     calls = []

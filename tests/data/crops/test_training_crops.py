@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -10,10 +11,18 @@ from PIL import Image
 
 from malcli.data.crops.augment import ViewOdds
 from malcli.data.crops.box_mask import box_profiles, profile_mask, rectangle_mask
+from malcli.data.crops.composites import Composites
 from malcli.data.crops.epoch_order import EpochOrder
-from malcli.data.crops.training_crops import CropRule, TrainingCrops, box_size, collate
+from malcli.data.crops.training_crops import (
+    CropRule,
+    TrainingCrops,
+    box_size,
+    collate,
+    training_rows,
+)
 from malcli.data.formats.registry import open_boxes
 from malcli.data.images.find import find_images
+from malcli.records import BEHIND, NOTHING_PASTED, PASTED
 
 
 def keys(order):
@@ -170,6 +179,74 @@ def test_a_sample_carries_profiles_only_where_they_are_wanted(crops_of):
     # Both say the same box, but for the released rule's pixel at its ends.
     shares = rectangle_mask(released.box_B4, 32), profile_mask(released.profile_B2S, 32)
     assert ((shares[0] > 0.5) == (shares[1] > 0.5)).float().mean() > 0.85
+
+
+def test_a_box_is_cropped_anew_in_each_epoch_and_equally_within_one(crops_of):
+    crops = crops_of()
+    for row in range(3):
+        first, again, later = crops[(0, row)], crops_of()[(0, row)], crops[(1, row)]
+        other_seed = crops_of(seed=1)[(0, row)]
+        assert all(np.array_equal(value, again[key]) for key, value in first.items())
+        for other in (later, other_seed):
+            assert not np.array_equal(first["box_B4"], other["box_B4"])
+            assert not np.array_equal(first["crop_BCHW"], other["crop_BCHW"])
+            assert not np.array_equal(first["views_BN"], other["views_BN"])
+    drawn = crops_of(theta=0.0)  # no margin: what is left to differ are the views
+    assert not np.array_equal(drawn[(0, 0)]["views_BN"], drawn[(0, 1)]["views_BN"])
+
+
+def test_a_sample_says_what_was_pasted_into_its_crop(crops_of, train_scenes):
+    masks = open_boxes(train_scenes.instances, None, train_scenes.images)
+    crops = crops_of(theta=0.0)
+    crops.composites = Composites(masks, masks, crops.folder, 0.8, 10**6)
+    kinds = set()
+    for row in range(12):
+        sample = crops[(0, row)]
+        pasted, kind = sample["pasted_BSS"], int(sample["kind_B"])
+        assert pasted.shape == (32, 32)
+        kinds.add(kind)
+        assert pasted.any() == (kind != NOTHING_PASTED)
+        if kind == PASTED:  # the crop is the box of what was pasted
+            columns, rows = ((pasted > 100).any(axis=axis) for axis in (0, 1))
+            assert columns.mean() > 0.9
+            assert rows.mean() > 0.9
+    assert kinds == {NOTHING_PASTED, BEHIND, PASTED}
+
+
+def test_a_box_that_leaves_its_image_is_cut_at_the_border_and_keeps_its_size_class(crops_of):
+    crops = crops_of(theta=0.0)
+    crops.xyxy[0] = [50.0, 40.0, 296.0, 240.0]  # in an image of 96 x 96
+    sample = crops[(0, 0)]
+    np.testing.assert_allclose(sample["box_B4"], [0, 0, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(sample["image_B4"][2:], [1, 1], atol=1e-6)
+    assert sample["size_B"] == 2  # 246 x 200 pixels are large, the 46 x 56 inside are medium
+
+
+def test_rows_to_train_on_are_usable_and_larger_than_asked(tmp_path):
+    boxes = [
+        ([1, 1, 10, 10], 0), ([1, 1, 10, 10.1], 0), ([1, 1, 2, 90], 0), ([1, 1, 90, 2], 0),
+        ([1, 1, 20, 20], 1), ([1, 1, 0, 20], 0), (None, 0), ([1, 1, 3, 90], 0),
+    ]  # fmt: skip
+    path = tmp_path / "boxes.json"
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 96, "width": 96}],
+        "categories": [{"id": 1, "name": "thing"}],
+        "annotations": [
+            {"id": number, "image_id": 1, "category_id": 1, "bbox": box, "iscrowd": crowd,
+             "area": 1}
+            for number, (box, crowd) in enumerate(boxes)
+        ],
+    }  # fmt: skip
+    path.write_text(json.dumps(content), encoding="utf-8")
+    table = open_boxes(path, None, tmp_path)
+    ids = np.asarray(table.boxes["id"])
+
+    def chosen(*settings):
+        return sorted(int(number) for number in ids[training_rows(table, *settings)])
+
+    assert chosen(100.0, False) == [1, 7]  # above, not at, the least area
+    assert chosen(99.0, False) == [0, 1, 7]
+    assert chosen(100.0, True) == [1, 4, 7]
 
 
 def test_the_released_expansion_has_a_further_pixel_right_and_below(crops_of):

@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from malcli.data.formats import coco
-from malcli.data.formats.coco import read_coco, read_results, records_of, write_coco
+from malcli.data.formats.coco import read_coco, read_results, write_coco
 from malcli.errors import DataFormatError, MalcliError, RunError
+from malcli.records import records_of
 
 
 def image(number, **more):
@@ -156,6 +157,13 @@ def test_crowd_is_skipped_but_no_problem(read, crowd):
 def test_what_makes_a_crowd_box_unusable_comes_first(read):
     table = read(data([box(1, iscrowd=1, bbox=[]), box(2, 9, iscrowd=1, bbox=[])]))
     assert statuses(table) == ["skipped:bad-box", "skipped:no-image"]
+
+
+@pytest.mark.parametrize(("width", "counts"), [(5, {"equal-box": 24}), (0, {"bad-box": 25})])
+def test_all_doubtful_boxes_are_counted_though_ten_are_named(read, width, counts):
+    problems = read(data([box(n, bbox=[1, 1, width, 5]) for n in range(25)])).problems
+    assert problems.counts == counts
+    assert [len(examples) for examples in problems.examples.values()] == [10]
 
 
 def test_equal_boxes_and_unknown_categories_are_reported_and_ok(read):

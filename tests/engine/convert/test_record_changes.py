@@ -3,8 +3,11 @@
 import contextlib
 import io
 import json
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -13,6 +16,7 @@ from pycocotools.coco import COCO
 from malcli.config.convert import ConvertConfig
 from malcli.config.evaluate import EvalConfig
 from malcli.data.formats.registry import open_boxes
+from malcli.engine.convert import record_changes
 from malcli.engine.convert.command import convert
 from malcli.engine.eval.masks import evaluate
 from malcli.errors import ConfigError, MissingImageError, OutputError
@@ -120,6 +124,22 @@ def test_records_are_dropped_as_asked_and_counted(src, tmp_path):
     assert (result.dropped, result.records_out) == (1, 3)
     result = run(src, tmp_path / "c.json", min_score=0.5)
     assert [each["id"] for each in load(tmp_path / "c.json")["annotations"]] == [5, 8, 2]
+    assert run(src, tmp_path / "d.json", min_score=0.25).dropped == 0  # 3 has just that score
+
+
+def test_the_worst_polygon_of_all_batches_is_told(src, monkeypatch):
+    box = value_of()["annotations"][0]
+    src.write_text(json.dumps(value_of() | {"annotations": [box | {"id": n} for n in (1, 2, 3)]}))
+    table = open_boxes(src)
+    parts = [table.boxes.slice(0, 1), table.boxes.slice(1)]
+    ious = iter([np.array([0.5]), np.array([1.0, 0.9])])
+    monkeypatch.setattr(record_changes, "paired_iou", lambda a, b: next(ious))
+    config = ConvertConfig(src=src, dst=src, rle="polygon")
+    made = record_changes.Changes(
+        config, replace(table, boxes=pa.concat_tables(parts)), "coco", Counter()
+    )
+    assert [len(batch) for batch in made.batches()] == [1, 2]
+    assert made.polygon_iou() == {"mean": pytest.approx(0.8), "min": 0.5, "masks": 3}
 
 
 def test_boxes_only_leaves_no_trace_of_masks(src, tmp_path):
@@ -186,6 +206,15 @@ def test_what_a_list_of_names_cannot_say_is_counted(src, tmp_path):
     assert lost["other keys of categories"] == 1
     assert lost["ids of categories, which get others"] == 2  # 9 and 4, of lines 1 and 2
     assert lost["ids of images, which get others"] == 2  # 1 becomes "1"
+
+
+@pytest.mark.parametrize(("width", "count"), [(11, 0), (11.5, 1)])
+def test_a_box_a_pixel_off_its_mask_counts_as_that_of_the_mask(src, tmp_path, width, count):
+    value = value_of()
+    value["annotations"][1]["bbox"] = [1, 2, width, 12]  # the polygon's is [1, 2, 10, 12]
+    src.write_text(json.dumps(value))
+    lost = run(src, tmp_path / "yolo", to="yolo").lost
+    assert lost.get("boxes, which become those of their masks", 0) == count
 
 
 def test_what_comes_from_a_format_goes_back_without_loss_of_ids(src, tmp_path):
@@ -289,6 +318,11 @@ def test_masks_come_back_from_open_images_exactly(src, tmp_path):
     assert evaluate(EvalConfig(gt=human, pred=human)).counts == same.counts
     again = run(tmp_path / "in/back.json", tmp_path / "in/again.csv")
     assert not [key for key in again.lost if "Predicted" in key]
+    there, back = (
+        [line.split(",")[8] for line in (tmp_path / "in" / name).read_text().splitlines()]
+        for name in ("boxes-masks.csv", "again-masks.csv")
+    )
+    assert there == back == ["PredictedIoU", "0.9", "0.25", ""]
 
 
 def test_boxes_written_over_masks_leave_none_of_them(src, tmp_path):

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from malcli.config.evaluate import EvalConfig
+from malcli.config.label import LabelConfig
 from malcli.data.formats.registry import open_boxes, writer_of
 from malcli.engine.eval.masks import evaluate
 from malcli.errors import ConfigError, DataFormatError, MissingImageError, OutputError
@@ -311,9 +313,15 @@ def test_without_pred_the_boxes_of_gt_are_labelled_first(truth, scenes, tmp_path
             config.out.write_text(json.dumps(truth | {"info": {"malcli": {"checkpoint": "abc"}}}))
 
     monkeypatch.setitem(sys.modules, "malcli.engine.label.command", FakeLabel)
-    settings = {"gt": scenes.instances, "limit": 3, "network": "teacher", "bootstrap": 0}
+    both = {
+        "images": scenes.images, "limit": 3, "network": "teacher", "refine": "none",
+        "threshold": "0.4", "crop_size": "48", "margin": 0.125, "geometry": "released",
+        "max_pixels": 12345, "workers": 0, "device": "cpu",
+    }  # fmt: skip
+    settings = {"gt": scenes.instances, "bootstrap": 0, **both}
     result = evaluate(EvalConfig(**settings))
-    assert (asked[0].boxes, asked[0].limit, asked[0].network) == (scenes.instances, 3, "teacher")
+    assert asked[0].boxes == scenes.instances
+    assert {name: getattr(asked[0], name) for name in both} == both
     assert asked[0].tta == "flip"  # the default of label
     assert not asked[0].out.exists()
     assert result.metrics["miou"]["all"] == 1
@@ -321,6 +329,36 @@ def test_without_pred_the_boxes_of_gt_are_labelled_first(truth, scenes, tmp_path
     kept = tmp_path / "masks.json"
     assert evaluate(EvalConfig(**settings, masks=kept)).pred == kept
     assert kept.exists()
+
+
+# Settings of `eval` that are not for the masks which it makes itself.
+OWN = {
+    "gt", "pred", "masks", "oracle", "clustering", "attention", "encoder", "weights", "ids",
+    "layers", "compare", "report", "bootstrap",
+}  # fmt: skip
+
+
+def test_every_setting_that_is_not_eval_s_own_reaches_label(scenes, tiny, another, monkeypatch):
+    class AskedError(Exception):
+        pass
+
+    def record(config):
+        raise AskedError(config)
+
+    monkeypatch.setattr("malcli.engine.label.command.label", record)
+    plain = EvalConfig(gt=scenes.instances)
+    shared = {item.name for item in fields(EvalConfig)} - OWN
+    given = {name: another(LabelConfig(boxes=scenes.boxes), name) for name in shared}
+    category = json.loads(scenes.instances.read_text())["categories"][0]["name"]
+    given |= {"images": scenes.images, "checkpoint": tiny, "categories": category}
+    given["max_pixels"] = 10**6
+    assert not {name for name in shared if given[name] == getattr(plain, name)}
+    with pytest.raises(AskedError) as asked:
+        evaluate(replace(plain, **given))
+    (config,) = asked.value.args
+    assert {name: getattr(config, name) for name in shared} == given
+    assert config.boxes == scenes.instances
+    assert config.report is None  # eval's own page
 
 
 def test_scores_on_files_need_no_torch(scenes):
@@ -417,6 +455,40 @@ def test_how_well_the_score_tells_is_measured_on_the_masks_there_are(truth, scor
     for unfit in (0.5, 7.0):
         given = [one | {"malcli_score": unfit + n * (unfit > 1)} for n, one in enumerate(predicted)]
         assert score(given).score is None
+
+
+def test_malcli_s_score_goes_before_another_tool_s(truth, score):
+    predicted = eroded(truth["annotations"])
+    both = [one | {"score": round(1 - one["malcli_score"], 9)} for one in predicted]
+    alone = [{key: value for key, value in one.items() if key != "malcli_score"} for one in both]
+    assert score(both).score == score(predicted).score != score(alone).score
+    none = [one | {"malcli_score": None} for one in both]
+    assert score(none).score == score(alone).score
+
+
+def test_a_record_without_an_id_is_named_by_its_place_in_the_file(truth, score, monkeypatch):
+    monkeypatch.setattr("malcli.engine.eval.read_instances.CHUNK", 2)
+    keys = ("image_id", "category_id", "segmentation")
+    listed = [{key: one[key] for key in keys} | {"score": 0.5} for one in truth["annotations"]]
+    listed[3]["segmentation"] = {"size": [72, 96], "counts": "1"}
+    result = score(listed)
+    ((named,),) = result.problems.examples.values()
+    assert named.startswith("annotations[3]: ")
+
+
+def test_a_human_instance_without_a_box_has_that_of_its_mask(truth, score):
+    boxed = [one | {"bbox": coco_mask.toBbox(as_rle(one)).tolist()} for one in truth["annotations"]]
+    bare = [{key: value for key, value in one.items() if key != "bbox"} for one in boxed]
+    found, wanted = (score(boxed, gt=truth | {"annotations": some}) for some in (bare, boxed))
+    assert found.baselines == wanted.baselines
+    assert found.metrics == wanted.metrics
+
+
+@pytest.mark.parametrize("name", ["gt", "pred", "oracle", "masks", "compare"])
+def test_the_report_is_never_one_of_the_files_given(scenes, tmp_path, name):
+    files = {"gt": scenes.instances, name: tmp_path / "one.json"}
+    with pytest.raises(OutputError, match="also an input"):
+        evaluate(EvalConfig(**files, report=tmp_path / "one.json", overwrite=True))
 
 
 def plain_ious(annotations, predicted):

@@ -5,8 +5,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from malcli.config.evaluate import EvalConfig
 from malcli.config.fit import FitConfig
 from malcli.config.label import LabelConfig
+from malcli.data.scenes import draw_scenes
+from malcli.engine.eval.masks import evaluate
 from malcli.engine.fit import trainer as trainer_module
 from malcli.engine.fit.command import fit
 from malcli.engine.label.command import label
@@ -318,3 +321,69 @@ def test_unreadable_images_are_counted_and_training_goes_on(train_scenes, tmp_pa
 def test_unknown_encoder_names_the_nearest(train_scenes, tmp_path):
     with pytest.raises(ConfigError, match="vit_deit_tiny"):
         fit(config(train_scenes, tmp_path / "run", encoder="vit_deit_tny"))
+
+
+def test_validation_scores_the_run_s_own_masks_on_the_way_and_at_the_end(
+    whole, train_scenes, scenes, tmp_path
+):
+    result = fit(
+        config(
+            train_scenes, tmp_path / "run", val=scenes.instances, val_images=scenes.images,
+            val_every=2, max_steps=3, weights=str(whole[1].checkpoint), lr=1e-3, warmup_epochs=0.0,
+            teacher_momentum=0.5,
+        )
+    )  # fmt: skip
+    entries = [line for line in lines(result.run) if "val" in line]
+    assert [entry["step"] for entry in entries] == [2, 3]
+    assert [line["step"] for line in lines(result.run)] == [1, 2, 2, 3, 3]
+    assert [entry["epoch"] for entry in entries] == [
+        line["epoch"] for line in lines(result.run)[1::2]
+    ]
+    middle, end = (entry["val"] for entry in entries)
+    assert result.val == end
+    assert middle["miou"] != end["miou"]  # of the labeler as it was then
+    again = evaluate(
+        EvalConfig(
+            gt=scenes.instances, images=scenes.images, checkpoint=result.checkpoint, device="cpu",
+            bootstrap=0,
+        )
+    ).to_json()  # fmt: skip
+    for key in ("miou", "boundary_iou", "ap", "counts", "problems"):
+        assert end[key] == again[key]
+    assert end["counts"]["paired"] == end["counts"]["instances"] > 0
+    assert load_checkpoint(result.checkpoint).quality == {
+        "data": scenes.instances.name,
+        "instances": end["counts"]["instances"],
+        "miou": end["miou"],
+        "boundary_iou": end["boundary_iou"],
+        "AP": end["ap"]["AP"],
+    }
+
+
+def test_validation_skips_images_above_max_pixels_as_training_does(train_scenes, tmp_path):
+    large = draw_scenes(tmp_path / "large", 1, seed=5, size_hw=(100, 100), objects=(2, 2))
+    limits = {"val": large.instances, "val_images": large.images, "max_steps": 1}
+    limited = fit(config(train_scenes, tmp_path / "a", max_pixels=96 * 96, **limits))
+    assert limited.val["miou"]["all"] == 0  # no image, no mask
+    assert limited.last["unreadable"] == 0
+    free = fit(config(train_scenes, tmp_path / "b", max_pixels=100 * 100, **limits))
+    assert free.val["miou"]["all"] > 0.1
+
+
+def test_no_folder_of_the_machine_gets_into_the_labeler(whole, train_scenes, scenes, tmp_path):
+    result = fit(
+        config(
+            train_scenes, tmp_path / "run", max_steps=1, val=scenes.instances,
+            val_images=scenes.images, weights=str(whole[1].checkpoint),
+            paste=train_scenes.instances, threshold="auto",
+        )
+    )  # fmt: skip
+    said = result.checkpoint.read_bytes()
+    for name in ("data", "val", "weights", "paste"):
+        assert load_checkpoint(result.checkpoint).settings[name] in (
+            train_scenes.boxes.name, scenes.instances.name, whole[1].checkpoint.name,
+            train_scenes.instances.name,
+        )  # fmt: skip
+    folders = (tmp_path, train_scenes.images, train_scenes.boxes.parent, scenes.images)
+    for folder in (*folders, whole[1].run):
+        assert str(folder).encode() not in said

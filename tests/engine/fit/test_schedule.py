@@ -157,3 +157,10 @@ def test_a_step_with_layer_decay_moves_each_layer_by_its_own_rate():
     for name, parameter in encoder.named_parameters():
         moved = (before[name] - parameter.detach()).flatten().tolist()
         assert moved == pytest.approx([0.01 * 0.5 ** encoder.depths()[name]] * len(moved), rel=1e-4)
+
+
+def test_adamw_has_the_settings_of_the_fit():
+    config = FitConfig(data=Path("x"), beta1=0.8, beta2=0.95, weight_decay=0.03)
+    optimizer = build_optimizer(config, Tower(), nn.Linear(3, 1))
+    for group in optimizer.param_groups:
+        assert (group["betas"], group["weight_decay"]) == ((0.8, 0.95), 0.03)

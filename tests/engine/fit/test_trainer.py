@@ -74,6 +74,48 @@ def test_mil_norm_is_added_to_the_global_batch(train_scenes, tmp_path):
     assert normed.last["loss_crf"] == plain.last["loss_crf"]
 
 
+def test_the_total_loss_is_eq_1_all_four_terms_weighted_and_ramped(
+    train_scenes, tmp_path, monkeypatch
+):
+    losses = trainer_module.batch_losses
+    terms = []
+
+    def keep(*args):
+        found = losses(*args)
+        terms.append([value.item() for value in found])
+        return found
+
+    monkeypatch.setattr(trainer_module, "batch_losses", keep)
+    run = fit(
+        config(
+            train_scenes, tmp_path / "run", limit=2, max_steps=6, epochs=2, mil_norm=1.0,
+            mil_weight=4.0, crf_weight=0.5, outside_weight=3.0, paste_weight=0.7, mil_ramp=5,
+            crf_ramp=2, paste=train_scenes.instances, paste_share=1.0,
+        )
+    )  # fmt: skip
+    found = lines(run.run)
+    assert [line["epoch"] for line in found] == [0.25, 0.5, 0.75, 1.0, 1.25, 1.5]
+    mil_ramps, crf_ramps = (0, 1 / 5, 2 / 5, 3 / 5, 1, 1), (0, 1 / 2, 1, 1, 1, 1)
+    for line, (mil, crf, outside, paste), up, rise in zip(
+        found, terms, mil_ramps, crf_ramps, strict=True
+    ):
+        mil = mil * 2 / (2 + 1.0)  # 2 crops a step, --mil-norm 1
+        wanted = 4.0 * up * mil + 0.5 * rise * crf + 3.0 * outside + 0.7 * paste
+        assert line["loss"] == pytest.approx(wanted, rel=1e-5)
+    # Every term tells, also where no ramp hides it.
+    assert all(min(term[:3]) > 0.01 for term in terms)
+    assert max(term[3] for term in terms[1:]) > 0.01
+
+
+def test_gradients_are_clipped_to_the_norm_that_is_asked_for(train_scenes, tmp_path, gradients):
+    for number, clip in enumerate((None, 0.01)):
+        fit(config(train_scenes, tmp_path / str(number), max_steps=1, grad_clip=clip))
+    free, clipped = gradients
+    assert free.norm() > 0.02
+    assert clipped.norm() == pytest.approx(0.01, rel=1e-3)
+    torch.testing.assert_close(clipped / clipped.norm(), free / free.norm(), rtol=1e-3, atol=1e-6)
+
+
 def test_checkpointed_activations_change_no_loss_and_no_gradient(train_scenes, tmp_path, gradients):
     plain = fit(config(train_scenes, tmp_path / "a", max_steps=2))
     saved = fit(config(train_scenes, tmp_path / "b", max_steps=2, grad_checkpointing=True))
@@ -226,19 +268,20 @@ def test_want_of_memory_is_one_line_that_says_what_to_lower(
 ):
     step = Trainer._step
 
-    def fail_at_three(self, batches):
-        if self.loop.step == 2:
+    def fail_at_four(self, batches):
+        if self.loop.step == 3:
             raise error
         step(self, batches)
 
-    monkeypatch.setattr(Trainer, "_step", fail_at_three)
+    monkeypatch.setattr(Trainer, "_step", fail_at_four)
     with pytest.raises(RunError) as caught:
         fit(config(train_scenes, tmp_path / "run", save_every=1, max_steps=4))
     text = str(caught.value)
     assert "\n" not in text
     for flag in ("--batch-size", "--grad-accum", "--grad-checkpointing", "--crop-size"):
         assert flag in text
-    assert [path.name for path in (tmp_path / "run/state").glob("step-*")][-1].endswith("2")
+    states = sorted(path.name for path in (tmp_path / "run/state").glob("step-*"))
+    assert states == ["step-00000002", "step-00000003"]  # the newest two are kept
 
 
 def test_other_errors_keep_their_trace(train_scenes, tmp_path, monkeypatch):
@@ -284,5 +327,7 @@ def test_the_printed_command_of_an_interrupted_run_keeps_its_settings(
         flags[0].signum = 2
 
     monkeypatch.setattr(Trainer, "_advance", stop_at_once)
-    with pytest.raises(Interrupted, match=r"--layer-decay 0.75.*--drop-path 0.1|--drop-path 0.1"):
+    with pytest.raises(Interrupted) as caught:
         fit(config(train_scenes, tmp_path / "run", layer_decay=0.75, drop_path=0.1))
+    for words in ("malcli fit", "--layer-decay 0.75", "--drop-path 0.1", "--resume"):
+        assert words in str(caught.value)

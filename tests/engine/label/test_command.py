@@ -214,8 +214,9 @@ def test_a_score_below_the_least_leaves_the_mask_empty(job, tmp_path):
         assert coco_mask.area(one["segmentation"]) == 0
 
 
-def test_thresholds_go_by_the_size_of_the_box_as_given(job, tmp_path):
-    label(job(threshold="0,0.999,0.999"))
+@pytest.mark.parametrize("refine", ["none", "crf"])  # each applies the threshold elsewhere
+def test_thresholds_go_by_the_size_of_the_box_as_given(job, tmp_path, refine):
+    label(job(threshold="0,0.999,0.999", refine=refine))
     for one in annotations_of(tmp_path / "masks.json"):
         if "segmentation" in one:
             small = one["bbox"][2] * one["bbox"][3] < 1024

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -23,6 +24,14 @@ def test_the_rate_of_a_job_is_that_of_the_next_one_like_it(cache, tmp_path):
     assert known_rate(LabelConfig(boxes=tmp_path / "b.json", crop_size="96", limit=50)) == 12.5
     assert known_rate(LabelConfig(boxes=tmp_path / "a.json", crop_size="128")) is None
     assert known_rate(LabelConfig(boxes=tmp_path / "a.json", crop_size="96", tta="none")) is None
+
+
+def test_a_rate_is_of_one_machine_s_work_on_whichever_boxes(cache, tiny, tmp_path):
+    config = LabelConfig(boxes=tmp_path / "a.json", device="cpu")
+    remember_rate(config, 100, 12.5)
+    assert known_rate(replace(config, categories="dog", limit=3, workers=2)) == 12.5
+    for change in ({"device": "cuda"}, {"batch_size": "2"}, {"checkpoint": tiny}):
+        assert known_rate(replace(config, **change)) is None
 
 
 def test_few_boxes_no_cache_and_a_damaged_file_give_no_rate(cache, tmp_path, monkeypatch):

@@ -1,9 +1,12 @@
 import json
+from dataclasses import fields, replace
 
 import pytest
 
-from malcli.engine.label import job
+from malcli.config.label import LabelConfig
+from malcli.engine.label import job as job_module
 from malcli.engine.label.job import Job, Manifest
+from malcli.engine.label.settings import result_settings
 from malcli.errors import DataFormatError, OutputError
 
 JOB = Job("b" * 64, "c" * 64, {"network": "student", "margin": 0.6})
@@ -30,13 +33,47 @@ def test_any_stamp_can_be_compared(other):
 
 def test_a_manifest_comes_back_and_the_first_one_wins(tmp_path):
     out = tmp_path / "m.json"
-    assert job.read_manifest(out) is None
-    assert job.write_manifest(out, MANIFEST) == MANIFEST
+    assert job_module.read_manifest(out) is None
+    assert job_module.write_manifest(out, MANIFEST) == MANIFEST
     later = Manifest(JOB, 10, 2, 4, "bf16", (0.1, 0.2, 0.3), 512)
-    assert job.write_manifest(out, later) == MANIFEST
-    assert job.with_batch_size(out, MANIFEST, 8).batch_size == 8
-    assert job.read_manifest(out).batch_size == 8
-    assert [path.name for path in job.parts_path(out).iterdir()] == ["manifest.json"]
+    assert job_module.write_manifest(out, later) == MANIFEST
+    assert job_module.with_batch_size(out, MANIFEST, 8).batch_size == 8
+    assert job_module.read_manifest(out).batch_size == 8
+    assert [path.name for path in job_module.parts_path(out).iterdir()] == ["manifest.json"]
+
+
+# Settings that change no mask: what the machine does, and what is written beside the masks.
+FREE = {
+    "images", "out", "shard", "merge", "dry_run", "resume", "overwrite", "batch_size", "review",
+    "report", "strict", "seed", "workers", "device", "num_processes",
+}  # fmt: skip
+
+
+def identity(config):
+    return job_module.job_of(config, result_settings(config), config.checkpoint)
+
+
+@pytest.mark.parametrize("name", sorted(FREE | {item.name for item in fields(LabelConfig)}))
+def test_every_setting_changes_the_job_or_is_free(job, tmp_path, another, name):
+    config = job()
+    value = "lvis" if name == "format" else another(config, name)  # it is recognised as coco
+    if name in ("boxes", "checkpoint"):
+        value = tmp_path / "changed.json"
+        value.write_bytes(getattr(config, name).read_bytes() + b"\n")
+    changed = identity(replace(config, **{name: value}))
+    assert (changed == identity(config)) == (name in FREE)
+
+
+def test_the_format_that_is_recognised_is_the_job_of_the_format_that_is_named(job):
+    assert identity(job()) == identity(job(format="coco"))
+
+
+def test_inputs_that_moved_are_the_same_job(job, tmp_path):
+    config = job()
+    for name in ("boxes", "checkpoint"):
+        moved = tmp_path / getattr(config, name).name
+        moved.write_bytes(getattr(config, name).read_bytes())
+        assert identity(replace(config, **{name: moved})) == identity(config)
 
 
 @pytest.mark.parametrize(
@@ -55,21 +92,21 @@ def test_a_manifest_comes_back_and_the_first_one_wins(tmp_path):
 )  # fmt: skip
 def test_a_damaged_manifest_is_refused_with_the_way_out(tmp_path, text):
     out = tmp_path / "m.json"
-    job.parts_path(out).mkdir()
-    (job.parts_path(out) / "manifest.json").write_text(text)
+    job_module.parts_path(out).mkdir()
+    (job_module.parts_path(out) / "manifest.json").write_text(text)
     with pytest.raises(OutputError, match="--overwrite starts the job anew"):
-        job.find_unfinished(JOB, out, overwrite=False)
-    assert job.find_unfinished(JOB, out, overwrite=True) is None
-    assert not job.parts_path(out).exists()
+        job_module.find_unfinished(JOB, out, overwrite=False)
+    assert job_module.find_unfinished(JOB, out, overwrite=True) is None
+    assert not job_module.parts_path(out).exists()
 
 
 def test_parts_of_another_job_stay_when_a_finished_one_is_cleared(tmp_path):
     out = tmp_path / "m.json"
-    job.write_manifest(out, MANIFEST)
-    job.remove_parts_of(out, Job("other", "c", {}))
-    assert job.parts_path(out).exists()
-    job.remove_parts_of(out, JOB)
-    assert not job.parts_path(out).exists()
+    job_module.write_manifest(out, MANIFEST)
+    job_module.remove_parts_of(out, Job("other", "c", {}))
+    assert job_module.parts_path(out).exists()
+    job_module.remove_parts_of(out, JOB)
+    assert not job_module.parts_path(out).exists()
 
 
 @pytest.mark.parametrize(
@@ -88,28 +125,28 @@ def test_parts_of_another_job_stay_when_a_finished_one_is_cleared(tmp_path):
 )
 def test_a_stamp_is_read_from_any_file(tmp_path, name, content, stamp):
     path = tmp_path / name
-    assert job.read_stamp(path) is None
+    assert job_module.read_stamp(path) is None
     path.write_bytes(content)
-    assert job.read_stamp(path) == stamp
+    assert job_module.read_stamp(path) == stamp
 
 
 def test_a_folder_s_hash_follows_its_text_files_alone(tmp_path):
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 1 1")
-    before = job.hash_input(tmp_path)
+    before = job_module.hash_input(tmp_path)
     (tmp_path / "a.jpg").write_bytes(b"pixels")
-    assert job.hash_input(tmp_path) == before
+    assert job_module.hash_input(tmp_path) == before
     (tmp_path / "labels" / "b.txt").write_text("")
-    assert job.hash_input(tmp_path) != before
+    assert job_module.hash_input(tmp_path) != before
 
 
 def test_a_parquet_file_s_hash_follows_its_images_file(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
-    alone = job.hash_input(tmp_path / "x.parquet")
+    alone = job_module.hash_input(tmp_path / "x.parquet")
     (tmp_path / "x.images.parquet").write_bytes(b"PAR1")
-    assert job.hash_input(tmp_path / "x.parquet") != alone
+    assert job_module.hash_input(tmp_path / "x.parquet") != alone
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(DataFormatError, match=r"gone\.json"):
-        job.hash_input(tmp_path / "gone.json")
+        job_module.hash_input(tmp_path / "gone.json")

@@ -54,11 +54,20 @@ def test_an_empty_share_is_no_failure(job, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_counts_of_a_share_are_its_own(job, reference):
-    counts = [label(job(shard=f"{i}/2")).counts for i in (0, 1)]
+def test_counts_of_two_shares_add_up_to_those_of_the_whole(job, reference, tmp_path):
+    shares = [label(job(out=tmp_path / f"{i}.json", shard=f"{i}/2")) for i in (0, 1)]
+    assert [share.merged for share in shares] == [False, False]
     whole = json.loads(reference[".json"].read_text())["info"]["malcli"]["counts"]
-    assert sum(counts[0].values()) < sum(whole.values())
-    assert counts[1] == whole
+    assert all(sum(share.counts.values()) > 1 for share in shares)
+    statuses = {*shares[0].counts, *shares[1].counts}
+    added = {status: sum(share.counts.get(status, 0) for share in shares) for status in statuses}
+    assert added == whole
+
+
+def test_the_share_that_merges_counts_the_whole_job(job, reference):
+    label(job(shard="0/2"))
+    whole = json.loads(reference[".json"].read_text())["info"]["malcli"]["counts"]
+    assert label(job(shard="1/2")).counts == whole
 
 
 @pytest.mark.parametrize("changes", [{"workers": 0}, {"workers": 1}, {"workers": 4}])

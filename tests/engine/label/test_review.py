@@ -1,5 +1,7 @@
 import csv
 import json
+import re
+from itertools import pairwise
 
 import pytest
 
@@ -61,6 +63,25 @@ def test_the_report_shows_masks_and_problems(masks, scenes, tmp_path):
     for words in ("The least sure", "The surest", "Random", "bad-box: 1", "&lt;script&gt;"):
         assert words in text
     assert "annotation 5: <script>" not in text
+
+
+def test_each_gallery_holds_the_masks_that_its_title_says(masks, scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr(review, "SHOWN", 3)
+    page = tmp_path / "report.html"
+    config = LabelConfig(boxes=scenes.boxes, images=scenes.images, out=masks, report=page)
+    write_report(config, masks, {"counts": {}, "out": str(masks)}, Problems())
+    text = page.read_text()
+    titles = [f">{title}</h2>" for title in ("The least sure", "The surest", "Random")]
+    bounds = [*map(text.index, titles), len(text)]
+    least, surest, chosen = (
+        [int(number) for number in dict.fromkeys(re.findall(r"id (\d+), ", text[begin:end]))]
+        for begin, end in pairwise(bounds)
+    )
+    made = json.loads(masks.read_text())["annotations"]
+    ok = [one["id"] for one in made if one["malcli_status"] == "ok"]  # the surest first
+    assert (least, surest) == (ok[:-4:-1], ok[:3])
+    assert len(set(chosen)) == 3
+    assert set(chosen) <= set(ok)
 
 
 def test_no_mask_at_all_still_gives_review_and_report(scenes, tmp_path):

@@ -1,7 +1,9 @@
 import json
+from dataclasses import fields, replace
 
 import pytest
 
+from malcli.config.retention import RetentionConfig
 from malcli.engine.retention.study import (
     job_of,
     open_study,
@@ -108,6 +110,30 @@ def test_the_job_is_what_changes_the_result_and_not_the_machine(study_data, tmp_
     assert job == job_of(config(tmp_path / "other", num_processes=4, workers=2, device="auto"))
     assert job != job_of(config(tmp_path / "out", seed=1))
     assert job != job_of(config(tmp_path / "out", masks=study_data.human))
+
+
+# Settings that change no student: where things are, what the machine does, what to do in --out.
+FREE = {
+    "images", "val_images", "out", "overwrite", "resume", "workers", "device", "num_processes",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(FREE | {item.name for item in fields(RetentionConfig)}))
+def test_every_setting_changes_the_study_or_is_free(study_data, tmp_path, another, name):
+    config = study_data.config(tmp_path / "out")
+    value = another(config, name)
+    if name in ("train", "masks", "val"):
+        value = tmp_path / "changed.json"
+        value.write_bytes(getattr(config, name).read_bytes() + b"\n")
+    assert (job_of(replace(config, **{name: value})) == job_of(config)) == (name in FREE)
+
+
+@pytest.mark.parametrize("name", ["train", "masks", "val"])
+def test_an_input_that_moved_is_the_same_study(study_data, tmp_path, name):
+    config = study_data.config(tmp_path / "out")
+    moved = tmp_path / "moved.json"
+    moved.write_bytes(getattr(config, name).read_bytes())
+    assert job_of(replace(config, **{name: moved})) == job_of(config)
 
 
 def test_a_folder_of_something_else_is_never_replaced(study_data, tmp_path):

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -192,9 +193,20 @@ def test_sizes_are_kept_and_looked_at_again_when_the_image_changes(tmp_path, mon
     put(tmp_path / "b.png", (7, 9))
     assert sizes.read_sizes(tmp_path, ["a.png", "b.png"])[1] == ("b.png", 9, 7)
     assert opened == ["b.png"]
+    assert sizes.read_sizes(tmp_path, ["a.png", "b.png"])[0] == first[0]
+    assert opened == ["b.png"]  # that of a.png is kept, too
     for file in (tmp_path / "cache/sizes").iterdir():
         file.write_bytes(b"damaged")
     assert sizes.read_sizes(tmp_path, ["a.png", "b.png"])[1] == ("b.png", 9, 7)
+
+
+def test_another_image_of_as_many_bytes_is_looked_at_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("MALCLI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sizes, "WORTH", 1)
+    for second, size in enumerate([(30, 20), (20, 30)]):
+        put(tmp_path / "a.ppm", size)
+        os.utime(tmp_path / "a.ppm", (second, second))
+        assert sizes.read_sizes(tmp_path, ["a.ppm"]) == [("a.ppm", *size[::-1])]
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
