@@ -1,4 +1,4 @@
-"""The malcli commands of recipes/other_trainers.md run on drawn scenes and write what it says."""
+"""The malcli commands of docs/other_trainers.md run on drawn scenes and write what it says."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import pytest
 from malcli.cli.main import app
 from malcli.data.scenes import draw_scenes
 
-PAGE = (Path(__file__).parents[1] / "recipes/other_trainers.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[1] / "docs/other_trainers.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
 RLE, POLYGON = dict, list
@@ -111,4 +111,4 @@ def test_both_result_files_come_back_to_a_retention_below_100(folder, monkeypatc
 
 def test_the_readme_links_the_page():
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    assert "(recipes/other_trainers.md)" in readme
+    assert "(docs/other_trainers.md)" in readme
