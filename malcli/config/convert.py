@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from malcli.config.shared import DATA, FORMATS, OUTPUT
+from malcli.config.shared import DATA, OUTPUT
+from malcli.data.formats.registry import NAMES as FORMATS
 from malcli.settings import setting
 
 
