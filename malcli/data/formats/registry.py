@@ -232,6 +232,18 @@ _ALL = (
         refuse_other=Lazy("yolo_write.refuse_other_yolo"),
         losses=Lazy("yolo_write.losses_of_table"),
     ),
+    Format(
+        name="voc",
+        recognises=Lazy("voc.is_voc"),
+        read=Lazy("voc.read_voc"),
+        read_takes=("images",),
+        write=Lazy("voc_write.write_voc"),
+        write_takes=("lost",),
+        kinds=(".xml",),
+        is_folder=True,
+        refuse_other=Lazy("voc_write.refuse_other_voc"),
+        losses=Lazy("voc_write.losses_of_table"),
+    ),
 )
 FORMATS = {each.name: each for each in _ALL}
 NAMES = tuple(sorted(FORMATS))
