@@ -43,7 +43,7 @@ def files_of(path: Path) -> list[Path]:
 
 def images_path(path: Path) -> Path:
     """Return FILE.images.parquet of FILE.parquet."""
-    return path.with_suffix(".images.parquet")
+    return path.with_suffix(".images.parquet") if path.name else path / ".images.parquet"
 
 
 def write_parquet(path: Path, table: BoxTable, batches: Iterable[list[Record]]) -> int:
