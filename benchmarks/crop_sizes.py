@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from malcli.config.evaluate import EvalConfig
 from malcli.config.label import LabelConfig
-from malcli.data.formats.registry import open_boxes
+from malcli.data.formats.open import open_boxes
 from malcli.data.images.find import find_images
 from malcli.engine.eval.read_instances import read_frame, read_human
 from malcli.engine.label.crop_sizes import AUTO, crop_sides

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from malcli.data.formats.registry import open_boxes
+from malcli.data.formats.open import open_boxes
 from malcli.data.images.find import ImageFolder, find_images
 from malcli.engine.label.parts import PartFolder
 from malcli.engine.label.pipeline import Pipeline

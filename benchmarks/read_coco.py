@@ -36,8 +36,7 @@ assert count == int(sys.argv[2])
 print(time.process_time() - begin, time.perf_counter() - wall, memory("VmHWM") - before)
 """
 MALCLI = COMMON.format(
-    imports="import pyarrow\n"
-    "from malcli.data.formats.registry import open_boxes\npyarrow.array([0])",
+    imports="import pyarrow\nfrom malcli.data.formats.open import open_boxes\npyarrow.array([0])",
     work="open_boxes(Path(sys.argv[1])).boxes.num_rows",
 )
 PYCOCOTOOLS = COMMON.format(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from malcli.config.label import LabelConfig
 from malcli.data.crops.label_crops import Roi
-from malcli.data.formats.registry import open_boxes, select
+from malcli.data.formats.open import open_boxes, select
 from malcli.data.images.find import find_images
 from malcli.engine.label.job import Job, Manifest
 from malcli.engine.label.parts import Outcome

@@ -32,7 +32,7 @@ FLOORS = (
     "data.boxtable",
     "data.folders geometry",
     "config records files",
-    "settings",
+    "data.formats.registry settings",
     "errors version",
 )
 FLOOR = {room: number for number, line in enumerate(FLOORS) for room in line.split()}

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from malcli.config.shared import DATA, FORMATS, OUTPUT
+from malcli.config.shared import DATA, OUTPUT
+from malcli.data.formats.registry import NAMES as FORMATS
 from malcli.settings import setting
 
 
@@ -11,8 +12,8 @@ from malcli.settings import setting
 class ConvertConfig:
     """Settings of `malcli convert`."""
 
-    src: Path = setting(help="File to read, or the folder of a YOLO data set.", panel=DATA)
-    dst: Path = setting(help="File to write, or the folder of a YOLO data set.", panel=DATA)
+    src: Path = setting(help="File to read, or the folder of a YOLO or VOC data set.", panel=DATA)
+    dst: Path = setting(help="File to write, or the folder of a YOLO or VOC data set.", panel=DATA)
     images: Path | None = setting(
         None, "Image folder, for sizes and links (default: looked up beside SRC).", panel=DATA
     )

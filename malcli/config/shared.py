@@ -6,13 +6,13 @@ Every command has a frozen dataclass in a module of its own, flat, each field wi
 from dataclasses import dataclass
 from pathlib import Path
 
+from malcli.data.formats.registry import NAMES as FORMATS
 from malcli.settings import setting
 
 SPEC = "released code"
 PAPER = "paper, Sec. 4.2"
 
 REFINEMENTS = ("none", "crf", "colour")
-FORMATS = ("coco", "lvis", "objects365", "openimages", "parquet", "yolo")
 ENCODER_NAMES = (
     "vit_mae_base",
     "vit_mae_large",

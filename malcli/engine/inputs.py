@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from malcli.config.label import LabelConfig
-from malcli.data.formats.registry import open_boxes, select
+from malcli.data.formats.open import open_boxes, select
 from malcli.data.images.decode import check_image
 from malcli.data.images.find import ImageFolder, find_images, image_path
 from malcli.errors import BadImage, DataFormatError

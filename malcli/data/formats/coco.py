@@ -25,6 +25,7 @@ from malcli.data.boxtable.columns import (
 from malcli.data.boxtable.json_columns import BOXES, IMAGES, RecordParser
 from malcli.data.boxtable.json_stream import JsonText, open_regular
 from malcli.data.boxtable.spill import Spooled, spool
+from malcli.data.formats.registry import Sample
 from malcli.errors import DataFormatError
 from malcli.files import replacing
 from malcli.records import BoxTable, Record, to_records
@@ -36,6 +37,11 @@ LISTS: dict[str, Callable[..., pa.RecordBatch]] = {
     "annotations": take_boxes,
 }
 TYPES = {"images": IMAGES, "annotations": BOXES}
+
+
+def is_coco(sample: Sample) -> bool:
+    """Return whether a file is JSON: whose habits it has, others ask before."""
+    return sample.is_json
 
 
 def read_coco(

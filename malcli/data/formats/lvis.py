@@ -6,15 +6,29 @@ which LVIS AP is wrong, pass through as every other key does. Knows nothing of i
 """
 
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from malcli.data.boxtable.columns import encode_json, is_text
 from malcli.data.formats.coco import read_coco, write_coco
+from malcli.data.formats.registry import Sample
 from malcli.records import BoxTable, Record, to_records
+
+LISTS = ("neg_category_ids", "not_exhaustive_category_ids")  # of images, of category ids
+_LISTS = re.compile(rb'"(?:neg_category_ids|not_exhaustive_category_ids)"\s*:')
+
+
+def is_lvis(sample: Sample) -> bool:
+    """Return whether a JSON file has lists of LVIS, or images that are known by their URLs only."""
+    text = sample.edges
+    by_url = b'"coco_url"' in text and b'"file_name"' not in text
+    return sample.is_json and (by_url or bool(_LISTS.search(text)))
 
 
 def read_lvis(path: Path, folder: Path | None = None) -> BoxTable:
@@ -55,10 +69,35 @@ def name_of_url(url: Any) -> str | None:  # noqa: ANN401
     return "/".join(url.rstrip("/").split("/")[-2:]) or None
 
 
-def write_lvis(path: Path, table: BoxTable, batches: Iterable[list[Record]]) -> int:
+def losses_of_table(table: BoxTable) -> Counter[str]:
+    """Count the images that lack what LVIS needs."""
+    lost: Counter[str] = Counter()
+    extra = table.images["extra"]
+    for key in ("coco_url", *LISTS):
+        has = pc.fill_null(pc.match_substring(extra, f'"{key}"'), False)
+        if key == "coco_url":
+            named = pc.fill_null(pc.match_substring(table.images["file_name"], "/"), False)
+            has = pc.or_(has, named)
+        lost[f"images without {key}, which LVIS needs"] = pc.sum(pc.invert(has)).as_py() or 0
+    return lost
+
+
+def write_lvis(
+    path: Path,
+    table: BoxTable,
+    batches: Iterable[list[Record]],
+    *,
+    lost: Counter[str] | None = None,
+) -> int:
     """Write LVIS JSON as `write_coco` does; a name that the URL says is not written.
 
     An image without URL gets its name as one, which loaders take, if that has a folder.
+
+    Args:
+        path: As in `write_coco`.
+        table: As in `write_coco`.
+        batches: Lists of annotations.
+        lost: Counts what loaders of LVIS refuse.
 
     Returns:
         The number of annotations.
@@ -67,7 +106,16 @@ def write_lvis(path: Path, table: BoxTable, batches: Iterable[list[Record]]) -> 
         OutputError: The folder cannot be written to.
         RunError: The disk is full.
     """
-    return write_coco(path, table, batches, _image_records)
+    return write_coco(path, table, _counted(batches, lost), _image_records)
+
+
+def _counted(batches: Iterable[list[Record]], lost: Counter[str] | None) -> Iterable[list[Record]]:
+    """Yield the batches; count in `lost` the masks that loaders refuse."""
+    for batch in batches:
+        masks = sum(isinstance(record.get("segmentation"), dict) for record in batch)
+        if lost is not None and masks:
+            lost["RLE masks, which loaders of LVIS refuse (try --rle polygon)"] += masks
+        yield batch
 
 
 def _image_records(images: pa.RecordBatch) -> list[Record]:

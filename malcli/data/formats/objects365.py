@@ -5,11 +5,22 @@ images lie is for `images.resolve` to find. Categories stay as they are, with th
 names and spaces: train and validation files order them differently, and v1 has others than v2.
 """
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from malcli.data.formats.coco import read_coco, write_coco
+from malcli.data.formats.registry import Sample
 from malcli.records import BoxTable, Record
+
+_HABITS = re.compile(
+    rb'"(?:isfake|isreflected)"\s*:|objects365_v[12]_\d|obj365_(?:train|val|test)_\d'
+)
+
+
+def is_objects365(sample: Sample) -> bool:
+    """Return whether a JSON file has flags or file names of Objects365."""
+    return sample.is_json and bool(_HABITS.search(sample.edges))
 
 
 def read_objects365(path: Path, folder: Path | None = None) -> BoxTable:

@@ -21,6 +21,7 @@ from malcli.data.boxtable.columns import encode_json
 from malcli.data.boxtable.json_stream import open_regular
 from malcli.data.boxtable.spill import spool
 from malcli.data.formats.parquet_rows import RowMaker, parquet_schema
+from malcli.data.formats.registry import Sample
 from malcli.errors import DataFormatError
 from malcli.files import replacing
 from malcli.records import BoxTable, Record, box_schema, image_schema
@@ -30,9 +31,19 @@ HEADER_KEYS = ("info", "licenses", "categories")
 OTHER_KEYS = "malcli.header"
 
 
+def is_parquet(sample: Sample) -> bool:
+    """Return whether a file is Parquet."""
+    return sample.head.startswith(b"PAR1")
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the two files of an output."""
+    return [path, images_path(path)]
+
+
 def images_path(path: Path) -> Path:
     """Return FILE.images.parquet of FILE.parquet."""
-    return path.with_suffix(".images.parquet")
+    return path.with_suffix(".images.parquet") if path.name else path / ".images.parquet"
 
 
 def write_parquet(path: Path, table: BoxTable, batches: Iterable[list[Record]]) -> int:

@@ -1,136 +1,122 @@
-"""Annotation formats by name: readers, writers, and which one a file is.
+"""Every annotation format in one table, light enough for `--help`.
 
-A new format is one file beside this one and a line in each table below.
+A new format is one file beside this one and one entry of FORMATS, at the end: names, help, reading,
+writing, hashing and what is lost follow from it. Its code is loaded when it is first called.
 """
 
-import re
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
+from malcli.errors import ConfigError
 
-from malcli.data.boxtable.build import build_table
-from malcli.data.boxtable.cache import cached
-from malcli.data.boxtable.json_stream import open_regular
-from malcli.data.boxtable.spill import spool
-from malcli.data.formats.coco import read_coco, write_coco
-from malcli.data.formats.lvis import read_lvis, write_lvis
-from malcli.data.formats.objects365 import read_objects365, write_objects365
-from malcli.data.formats.openimages.boxes import read_openimages
-from malcli.data.formats.openimages.masks import mask_folders, masks_csv_of
-from malcli.data.formats.openimages.write import files_of, write_openimages
-from malcli.data.formats.parquet import images_path, read_parquet, write_parquet
-from malcli.data.formats.yolo_read import read_yolo
-from malcli.data.formats.yolo_write import folder_of, write_yolo
-from malcli.errors import ConfigError, DataFormatError
-from malcli.records import BoxTable, category_names
-from malcli.settings import nearest
-
-Entry = TypeVar("Entry")
-Reader = Callable[..., BoxTable]  # (path), and what the two kinds below take
-Writer = Callable[..., int]  # (path, table, batches of records); the folders of EXPORTS take more
-
-SUFFIXES = {
-    ".json": "coco",
-    ".parquet": "parquet",
-    ".csv": "openimages",
-    ".yaml": "yolo",
-    ".yml": "yolo",
-}
-HEAD = 4096  # bytes that tell a format
-EDGES = (1 << 16, 1 << 20)  # bytes at the start and the end that tell whose JSON it is
-JSON_FORMATS = ("coco", "lvis", "objects365")  # their readers take a folder, for the cache
-SIZELESS = ("openimages", "yolo")  # they state no image sizes; their readers take the images
-EXPORTS = ("openimages", "yolo")  # writers that leave things out, and count them
-
-_LVIS = re.compile(rb'"(?:neg_category_ids|not_exhaustive_category_ids)"\s*:')
-_OBJECTS365 = re.compile(
-    rb'"(?:isfake|isreflected)"\s*:|objects365_v[12]_\d|obj365_(?:train|val|test)_\d'
-)
+Code = Callable[..., Any]
 
 
-def open_boxes(
-    path: Path, format: str | None = None, images: Path | None = None, *, with_masks: bool = True
-) -> BoxTable:
-    """Read an annotation file, or what the cache kept of it.
+@dataclass(frozen=True)
+class Sample:
+    """What tells a file's format.
 
-    Args:
-        path: The file, or the folder of a YOLO data set.
-        format: Its format's name; None: recognised from content.
-        images: The image folder, for formats that state no sizes; None: looked up.
-        with_masks: Read masks that lie in files of their own (Open Images'), too: a picture a box.
-
-    Raises:
-        ConfigError: The format is unknown.
-        DataFormatError: The file cannot be understood.
-        MissingImageError: The format states no sizes, and none of the images is there.
+    Attributes:
+        path: The file or folder.
+        head: Its first bytes; none of a folder.
+        edges: More of its start, and its end: the middle may be gigabytes away.
     """
-    name = format or recognise(path)
-    read = reader_of(name)
-    if name == "openimages":
-        return read(path, images, with_masks=with_masks)
-    if name in SIZELESS:
-        return read(path, images)
-    return cached(path, name, partial(read, path)) if name in JSON_FORMATS else read(path)
+
+    path: Path
+    head: bytes = b""
+    edges: bytes = b""
+
+    @property
+    def text(self) -> bytes:
+        """The head without byte order mark and leading blanks."""
+        return self.head.removeprefix(b"\xef\xbb\xbf").lstrip()
+
+    @property
+    def is_json(self) -> bool:
+        """Whether it can only be JSON, or is blank."""
+        return bool(self.head) and self.text[:1] in (b"{", b"[", b"")
 
 
-def recognise(path: Path) -> str:
-    """Return the format's name, from the file's content.
+@dataclass(frozen=True)
+class Lazy:
+    """A function of this folder that is imported when it is called.
 
-    Raises:
-        DataFormatError: Missing, unreadable, or none of the formats.
+    Attributes:
+        place: Its module and name, such as `coco.read_coco`.
     """
-    if path.is_dir() and (any(path.glob("*.yaml")) or any(path.glob("*.yml"))):
-        return "yolo"
-    with open_regular(path) as file:
-        head = file.read(HEAD)
-        kind = _whose_json(file)
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if head.startswith(b"PAR1"):
-        return "parquet"
-    if text[:1] in (b"{", b"[", b""):
-        return kind
-    line = text.splitlines()[0]
-    if b"ImageID" in line and b"XMin" in line:
-        return "openimages"
-    if path.suffix in (".yaml", ".yml"):
-        return "yolo"
-    if path.suffix == ".json":
-        return "coco"  # whose reader says what is wrong with it
-    raise DataFormatError(path, "is no annotation file that malcli knows; name it with --format")
+
+    place: str
+
+    def __call__(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401
+        """Import and call it."""
+        module, _, name = self.place.rpartition(".")
+        return getattr(import_module(f"malcli.data.formats.{module}"), name)(*args, **options)
 
 
-def _whose_json(file: BinaryIO) -> str:
-    """Return whose habits a JSON file has, from its edges: the middle may be gigabytes away."""
-    size = file.seek(0, 2)
-    file.seek(0)
-    text = file.read(EDGES[0])
-    file.seek(max(file.tell(), size - EDGES[1]))
-    text += file.read(EDGES[1])
-    if _LVIS.search(text) or (b'"coco_url"' in text and b'"file_name"' not in text):
-        return "lvis"
-    return "objects365" if _OBJECTS365.search(text) else "coco"
+def _itself(path: Path) -> list[Path]:
+    return [path]
+
+
+def _nothing(path: Path) -> list[Path]:
+    return []
+
+
+def _anything(path: Path) -> None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """An annotation format.
+
+    Attributes:
+        name: As `--format` says it.
+        recognises: Returns whether a `Sample` is of this format.
+        read: Reads a path, with the options that it takes: a BoxTable.
+        read_takes: `images` (the folder; for formats that state no sizes), `with_masks` (of files
+            of their own), `folder` (where its columns stay, so that the table can be cached).
+        write: Writes (path, table, batches of records), with the options that it takes; returns
+            how many.
+        write_takes: `images` (the folder, to link them), `polygons`, `lost` (counts what is left
+            out).
+        kinds: Suffixes of the files that say what is annotated.
+        suffixes: Of outputs that are of this format unless `--to` says otherwise.
+        by_suffix: Whether a file with such a suffix is of this format if its content says nothing.
+        is_folder: Whether an output is a folder; a file with one of `suffixes` names its own.
+        outputs: Returns the files and folders that writing to a path makes.
+        other_inputs: Returns what reading a path may read beside those.
+        refuse_other: Refuses to replace an output that malcli did not make.
+        losses: Counts what it cannot say of a table's header and images.
+    """
+
+    name: str
+    recognises: Code
+    read: Code
+    write: Code
+    read_takes: tuple[str, ...] = ()
+    write_takes: tuple[str, ...] = ()
+    kinds: tuple[str, ...]
+    suffixes: tuple[str, ...] = ()
+    by_suffix: bool = False
+    is_folder: bool = False
+    outputs: Code = _itself
+    other_inputs: Code = _nothing
+    refuse_other: Code = _anything
+    losses: Code | None = None
 
 
 def inputs_of(path: Path, format: str) -> list[Path]:
     """Return the files and folders that reading a format may read, images apart."""
-    files = outputs_of(path, format)
-    masks_csv = masks_csv_of(path) if format == "openimages" else None
-    return [*files, masks_csv, *mask_folders(masks_csv)] if masks_csv else files
+    return [*FORMATS[format].outputs(path), *FORMATS[format].other_inputs(path)]
 
 
-def outputs_of(path: Path, format: str) -> list[Path]:
-    """Return the files and folders that writing a format makes."""
-    if format == "parquet":
-        return [path, images_path(path)]
-    if format == "openimages":
-        return files_of(path)
-    return [folder_of(path)] if format == "yolo" else [path]
+def folder_of_data(path: Path) -> Path:
+    """Return the folder of a data set for a file that stands for it, as YOLO's data.yaml does."""
+    of_folders = {end for each in FORMATS.values() if each.is_folder for end in each.suffixes}
+    return path.parent if path.suffix in of_folders else path
 
 
 def format_of_output(path: Path, format: str | None = None) -> str:
@@ -139,107 +125,126 @@ def format_of_output(path: Path, format: str | None = None) -> str:
     Raises:
         ConfigError: The suffix is unknown.
     """
-    if format is None and path.suffix.lower() not in SUFFIXES:
+    for each in FORMATS.values():
+        if format is None and path.suffix.lower() in each.suffixes:
+            return each.name
+    if format is None:
+        *most, last = (each.suffixes[0] for each in FORMATS.values() if each.suffixes)
         raise ConfigError(
-            f"{path}: cannot tell the format from '{path.suffix}'; use .json, .parquet, .csv or "
-            ".yaml, or --to"
+            f"{path}: cannot tell the format from '{path.suffix}'; use {', '.join(most)} or "
+            f"{last}, or --to"
         )
-    return format or SUFFIXES[path.suffix.lower()]
+    return format
 
 
-def reader_of(format: str) -> Reader:
+def reader_of(format: str) -> Code:
     """Return the reader of a format.
 
     Raises:
         ConfigError: There is none.
     """
-    return _of(READERS, format, "read")
+    return _named(format, "read").read
 
 
-def writer_of(format: str) -> Writer:
+def writer_of(format: str) -> Code:
     """Return the writer of a format.
 
     Raises:
         ConfigError: There is none.
     """
-    return _of(WRITERS, format, "write")
+    return _named(format, "write").write
 
 
-def _of(table: dict[str, Entry], format: str, verb: str) -> Entry:
-    if format not in table:
+def _named(format: str, verb: str) -> Format:
+    if format not in FORMATS:
         raise ConfigError(
             f"format '{format}': this version cannot {verb} it yet; it can {verb} "
-            f"{', '.join(table)}"
+            f"{', '.join(NAMES)}"
         )
-    return table[format]
+    return FORMATS[format]
 
 
-def select(table: BoxTable, categories: str | None = None, limit: int | None = None) -> BoxTable:
-    """Return the boxes of some categories and of the first images only.
-
-    Args:
-        table: Of any format.
-        categories: Names or ids, separated by commas; None: all. Every image stays.
-        limit: Number of images; None: all. Boxes of unknown images go, too.
-
-    Raises:
-        ConfigError: A category is unknown.
-    """
-    if categories is None and limit is None:
-        return table
-    wanted = None if categories is None else pa.array(_category_ids(table, categories), pa.int64())
-    images = table.images if limit is None else table.images.slice(0, limit)
-
-    def kept() -> Iterator[pa.RecordBatch]:
-        for batch in table.batches():
-            yield batch.filter(pa.array(_chosen(batch, wanted, limit)))
-
-    boxes = spool(table.boxes.schema, kept())
-    return build_table(table.path, table.format, table.header, images, boxes)
-
-
-def _chosen(batch: pa.RecordBatch, wanted: pa.Array | None, limit: int | None) -> NDArray[np.bool_]:
-    keep = np.ones(batch.num_rows, dtype=bool)
-    if wanted is not None:
-        keep &= pc.is_in(batch["category_id"], value_set=wanted).to_numpy(zero_copy_only=False)
-    if limit is not None:
-        image = batch["image"].to_numpy()
-        keep &= (image >= 0) & (image < limit)
-    return keep
-
-
-def _category_ids(table: BoxTable, categories: str) -> list[int]:
-    """Return the ids of categories given by name (spaces around it count little) or id."""
-    names = category_names(table.header)
-    ids: list[int] = []
-    for text in filter(None, map(str.strip, categories.split(","))):
-        found = [number for number, name in names.items() if name.strip() == text]
-        if not found and text.lstrip("-").isdigit() and int(text) in names:
-            found = [int(text)]
-        if not found:
-            raise ConfigError(
-                f"--categories: {table.path} has no category '{text}'"
-                f"{nearest(text, names.values()) or '; give names or ids, with commas between'}"
-            )
-        ids += found
-    if not ids:
-        raise ConfigError("--categories: names no category; give names or ids, with commas between")
-    return ids
-
-
-READERS: dict[str, Reader] = {
-    "coco": read_coco,
-    "lvis": read_lvis,
-    "objects365": read_objects365,
-    "openimages": read_openimages,
-    "parquet": read_parquet,
-    "yolo": read_yolo,
-}
-WRITERS: dict[str, Writer] = {
-    "coco": write_coco,
-    "lvis": write_lvis,
-    "objects365": write_objects365,
-    "openimages": write_openimages,
-    "parquet": write_parquet,
-    "yolo": write_yolo,
-}
+# In the order in which they are asked whether a file is theirs: of JSON, COCO comes last.
+_ALL = (
+    Format(
+        name="lvis",
+        recognises=Lazy("lvis.is_lvis"),
+        read=Lazy("lvis.read_lvis"),
+        read_takes=("folder",),
+        write=Lazy("lvis.write_lvis"),
+        write_takes=("lost",),
+        kinds=(".json",),
+        losses=Lazy("lvis.losses_of_table"),
+    ),
+    Format(
+        name="objects365",
+        recognises=Lazy("objects365.is_objects365"),
+        read=Lazy("objects365.read_objects365"),
+        read_takes=("folder",),
+        write=Lazy("objects365.write_objects365"),
+        kinds=(".json",),
+    ),
+    Format(
+        name="coco",
+        recognises=Lazy("coco.is_coco"),
+        read=Lazy("coco.read_coco"),
+        read_takes=("folder",),
+        write=Lazy("coco.write_coco"),
+        kinds=(".json",),
+        suffixes=(".json",),
+        by_suffix=True,  # its reader says what is wrong with it
+    ),
+    Format(
+        name="parquet",
+        recognises=Lazy("parquet.is_parquet"),
+        read=Lazy("parquet.read_parquet"),
+        write=Lazy("parquet.write_parquet"),
+        kinds=(".parquet",),
+        suffixes=(".parquet",),
+        outputs=Lazy("parquet.files_of"),
+    ),
+    Format(
+        name="openimages",
+        recognises=Lazy("openimages.boxes.is_openimages"),
+        read=Lazy("openimages.boxes.read_openimages"),
+        read_takes=("images", "with_masks"),
+        write=Lazy("openimages.write.write_openimages"),
+        write_takes=("lost",),
+        kinds=(".csv",),
+        suffixes=(".csv",),
+        outputs=Lazy("openimages.write.files_of"),
+        other_inputs=Lazy("openimages.masks.files_of_masks"),
+        refuse_other=Lazy("openimages.write.refuse_other_masks"),
+        losses=Lazy("openimages.write.losses_of_table"),
+    ),
+    Format(
+        name="yolo",
+        recognises=Lazy("yolo_read.is_yolo"),
+        read=Lazy("yolo_read.read_yolo"),
+        read_takes=("images",),
+        write=Lazy("yolo_write.write_yolo"),
+        write_takes=("images", "polygons", "lost"),
+        kinds=(".yaml", ".yml", ".txt"),
+        suffixes=(".yaml", ".yml"),
+        by_suffix=True,
+        is_folder=True,
+        outputs=Lazy("yolo_write.outputs_of"),
+        refuse_other=Lazy("yolo_write.refuse_other_yolo"),
+        losses=Lazy("yolo_write.losses_of_table"),
+    ),
+    Format(
+        name="voc",
+        recognises=Lazy("voc.is_voc"),
+        read=Lazy("voc.read_voc"),
+        read_takes=("images",),
+        write=Lazy("voc_write.write_voc"),
+        write_takes=("lost",),
+        kinds=(".xml",),
+        is_folder=True,
+        refuse_other=Lazy("voc_write.refuse_other_voc"),
+        losses=Lazy("voc_write.losses_of_table"),
+    ),
+)
+FORMATS = {each.name: each for each in _ALL}
+NAMES = tuple(sorted(FORMATS))
+KINDS = tuple(sorted({kind for each in _ALL for kind in each.kinds}))

@@ -20,6 +20,7 @@ from malcli.data.boxtable.checks import short
 from malcli.data.boxtable.columns import take_boxes, take_images
 from malcli.data.boxtable.json_stream import open_regular
 from malcli.data.boxtable.spill import spool
+from malcli.data.formats.registry import Sample
 from malcli.data.images.sizes import Found, read_sizes
 from malcli.errors import DataFormatError, MissingImageError
 from malcli.records import BoxTable, Record
@@ -49,6 +50,12 @@ class YoloSet:
     root: Path
     places: dict[str, list[str]]
     names: dict[int, str]
+
+
+def is_yolo(sample: Sample) -> bool:
+    """Return whether a folder has a YAML file; a file is known by its suffix."""
+    folder = sample.path
+    return folder.is_dir() and (any(folder.glob("*.yaml")) or any(folder.glob("*.yml")))
 
 
 def read_yolo(path: Path, images: Path | None = None) -> BoxTable:

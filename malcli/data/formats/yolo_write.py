@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from malcli.data.boxtable.build import ImageRows
 from malcli.data.boxtable.columns import take_ids
 from malcli.data.folders import refuse_foreign, replacing_folder
+from malcli.data.formats.losses import losses_of
 from malcli.data.formats.yolo_read import label_path
 from malcli.data.images.find import image_path
 from malcli.errors import BadImage
@@ -80,6 +81,17 @@ def write_yolo(
 def folder_of(path: Path) -> Path:
     """Return the data set's folder of a target: itself, or that of its data.yaml."""
     return path.absolute().parent if path.suffix.lower() in (".yaml", ".yml") else path
+
+
+def outputs_of(path: Path) -> list[Path]:
+    """Return the folder of an output."""
+    return [folder_of(path)]
+
+
+def losses_of_table(table: BoxTable) -> Counter[str]:
+    """Count what names, numbered from 0, and a list of images cannot say."""
+    places = {number: n for n, number in enumerate(sorted(category_names(table.header)))}
+    return losses_of(table, range(1, table.images.num_rows + 1), places)
 
 
 def refuse_other_yolo(root: Path) -> None:

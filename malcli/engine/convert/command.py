@@ -10,19 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from malcli.config.convert import ConvertConfig
 from malcli.data.boxtable.columns import uncollected
-from malcli.data.formats.openimages.write import refuse_other_masks
-from malcli.data.formats.registry import (
-    EXPORTS,
-    format_of_output,
-    inputs_of,
-    open_boxes,
-    outputs_of,
-    recognise,
-    writer_of,
-)
-from malcli.data.formats.yolo_write import refuse_other_yolo
+from malcli.data.formats.open import open_boxes, recognise
+from malcli.data.formats.registry import FORMATS, Format, format_of_output, inputs_of
 from malcli.data.images.find import find_images
-from malcli.engine.convert.record_changes import Changes, losses_of_table
+from malcli.engine.convert.record_changes import Changes
 from malcli.errors import ConfigError, MissingImageError, OutputError
 from malcli.files import write_error
 from malcli.records import BoxTable, Problems
@@ -97,9 +88,9 @@ def convert_annotations(config: ConvertConfig) -> ConvertResult:
     """Convert an annotation file; errors as in `convert`."""
     if config.boxes_only and (config.rle or config.drop_unlabelled):
         raise ConfigError("--boxes-only leaves no masks; give it without --rle, --drop-unlabelled")
-    to = format_of_output(config.dst, config.to)
+    to = FORMATS[format_of_output(config.dst, config.to)]
     from_ = config.from_ or recognise(config.src)
-    outputs = outputs_of(config.dst, to)
+    outputs = to.outputs(config.dst)
     _refuse_source(inputs_of(config.src, from_), outputs, to)
     table = open_boxes(config.src, from_, config.images, with_masks=not config.boxes_only)
     _report(table.problems)
@@ -108,15 +99,15 @@ def convert_annotations(config: ConvertConfig) -> ConvertResult:
         with _folder_beside(dst) as folder:
             again = Path(folder) / dst.name
             changes, written, lost = _write(config, again, to, table)
-            _refuse_other(outputs_of(again, to), outputs, config.dst)
+            _refuse_other(to.outputs(again), outputs, config.dst)
     else:
-        _refuse_foreign(dst, to)
+        to.refuse_other(dst)
         changes, written, lost = _write(config, dst, to, table)
     return ConvertResult(
         src=config.src,
         dst=config.dst,
         from_=from_,
-        to=to,
+        to=to.name,
         images=table.images.num_rows,
         records_in=table.boxes.num_rows,
         records_out=written,
@@ -138,20 +129,21 @@ def _report(problems: Problems) -> None:
 
 
 def _write(
-    config: ConvertConfig, dst: Path, to: str, table: BoxTable
+    config: ConvertConfig, dst: Path, to: Format, table: BoxTable
 ) -> tuple[Changes, int, Counter[str]]:
     """Write the changed records; return the changes, how many were written, and what was lost."""
-    lost = losses_of_table(table, to)
-    changes = Changes(config, table, to, lost)
+    lost: Counter[str] = +to.losses(table) if to.losses else Counter()
+    changes = Changes(config, table, lost)
     table = replace(table, header=changes.header, images=changes.images)
     options: dict[str, Any] = {}
-    if to in EXPORTS:
+    if "lost" in to.write_takes:
         options["lost"] = lost
-    if to == "yolo":
+    if "images" in to.write_takes:
         options["images"] = _image_folder(config, table, lost)
+    if "polygons" in to.write_takes:
         options["polygons"] = False if config.boxes_only else None
     with uncollected():  # a tenth of the time
-        written = writer_of(to)(dst, table, changes.batches(), **options)
+        written = to.write(dst, table, changes.batches(), **options)
     return changes, written, lost
 
 
@@ -175,23 +167,16 @@ def _is_there(path: Path) -> bool:
     return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
-def _refuse_source(sources: list[Path], targets: list[Path], to: str) -> None:
+def _refuse_source(sources: list[Path], targets: list[Path], to: Format) -> None:
     """Refuse a target of the wrong kind, or one of the source's files by any name."""
     for path in targets:
         if path.exists() and any(src.exists() and path.samefile(src) for src in sources):
             raise OutputError(f"{path}: is also the input; choose another output")
-        if path.is_dir() and to != "yolo" and not path.name.endswith("-masks"):
+        if path.is_dir() and not to.is_folder and not path.name.endswith("-masks"):
             raise OutputError(f"{path}: is a folder; name a file")
-        if path.is_file() and to == "yolo":
-            raise OutputError(f"{path}: is a file; name a folder, or data.yaml in one")
-
-
-def _refuse_foreign(dst: Path, to: str) -> None:
-    """Refuse to replace folders that hold what no conversion made."""
-    if to == "yolo":
-        refuse_other_yolo(dst)
-    if to == "openimages":
-        refuse_other_masks(dst)
+        if path.is_file() and to.is_folder:
+            inside = f", or data{to.suffixes[0]} in one" if to.suffixes else ""
+            raise OutputError(f"{path}: is a file; name a folder{inside}")
 
 
 def _folder_beside(dst: Path) -> tempfile.TemporaryDirectory[str]:

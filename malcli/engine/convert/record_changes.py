@@ -1,19 +1,18 @@
 """What `convert` changes in records on their way: forms of masks, category ids, what is dropped.
 
-Also says what a format cannot express. Opens no file.
+Opens no file.
 """
 
 import json
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from malcli.config.convert import ConvertConfig
-from malcli.data.formats.registry import EXPORTS
+from malcli.data.formats.lvis import LISTS as LVIS_LISTS
 from malcli.geometry.polygons import polygons_of
 from malcli.geometry.rle import RleError, from_segmentation, paired_iou, run_lengths
 from malcli.records import (
@@ -26,55 +25,7 @@ from malcli.records import (
     to_records,
 )
 
-LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")  # of images, of category ids
 MASK_KEYS = ("segmentation", "area", "malcli_score", "malcli_status")
-
-
-def losses_of_table(table: BoxTable, to: str) -> Counter[str]:
-    """Return what a format cannot say of a table's header and images, with numbers."""
-    lost: Counter[str] = Counter()
-    extra = table.images["extra"]
-    if to in EXPORTS:
-        lost.update(f"header '{key}'" for key in table.header if key != "categories")
-        lost["other keys of images"] = len(extra) - extra.null_count
-        lost.update(_lost_of_categories(table.header, to))
-        lost["ids of images, which get others"] = _lost_image_ids(table.images, to)
-    if to == "openimages":
-        lost["images without boxes"] = int((table.starts[1:] == table.starts[:-1]).sum())
-    if to == "lvis":
-        for key in ("coco_url", *LVIS_LISTS):
-            has = pc.fill_null(pc.match_substring(extra, f'"{key}"'), False)
-            if key == "coco_url":
-                named = pc.fill_null(pc.match_substring(table.images["file_name"], "/"), False)
-                has = pc.or_(has, named)
-            lost[f"images without {key}, which LVIS needs"] = pc.sum(pc.invert(has)).as_py() or 0
-    return +lost
-
-
-def _lost_of_categories(header: dict[str, Any], to: str) -> Counter[str]:
-    """Count what a list of names, numbered by YOLO from 0 and by Open Images from 1, cannot say."""
-    lost: Counter[str] = Counter()
-    known = [each for each in header.get("categories") or () if isinstance(each, dict)]
-    places = {number: place for place, number in enumerate(sorted(category_names(header)))}
-    for row, each in enumerate(known, 1):
-        said = {"id", "name"} | ({"mid"} if to == "openimages" else set())
-        lost["other keys of categories"] += not each.keys() <= said
-        number: Any = each.get("id")
-        same = number == (places.get(number) if to == "yolo" else row)
-        lost["ids of categories, which get others"] += not same
-    return lost
-
-
-def _lost_image_ids(images: pa.Table, to: str) -> int:
-    """Count the images whose id is not what the reader makes of their name."""
-    ids = images["id"].to_pylist()
-    if to == "yolo":
-        return sum(number != row for row, number in enumerate(ids, 1))
-    names = (PurePosixPath(name or "") for name in images["file_name"].to_pylist())
-    return sum(
-        text != str(name.with_suffix("") if name.name else "")
-        for text, name in zip(ids, names, strict=True)
-    )
 
 
 class Changes:
@@ -83,7 +34,6 @@ class Changes:
     Args:
         config: The settings.
         table: What was read.
-        to: The target's format.
         lost: Counts what the target cannot say.
 
     Attributes:
@@ -92,11 +42,10 @@ class Changes:
         dropped: Annotations left out so far.
     """
 
-    def __init__(self, config: ConvertConfig, table: BoxTable, to: str, lost: Counter[str]) -> None:
+    def __init__(self, config: ConvertConfig, table: BoxTable, lost: Counter[str]) -> None:
         """Number the categories."""
         self._config = config
         self._table = table
-        self._to = to
         self._lost = lost
         self._ious: list[tuple[float, float, int]] = []  # sum, minimum and number of each batch
         self.dropped = 0
@@ -154,10 +103,6 @@ class Changes:
                 if type(number) is int:
                     # What is no category gets a number of its own, so that it becomes none.
                     record["category_id"] = self._numbers.setdefault(number, len(self._numbers) + 1)
-        if self._to == "lvis":
-            masks = sum(isinstance(record.get("segmentation"), dict) for record in records)
-            self._lost["RLE masks, which loaders of LVIS refuse (try --rle polygon)"] += masks
-            self._lost += Counter()  # without zeros
 
     def _change_masks(self, pairs: list[tuple[Record, int]]) -> None:
         """Give masks the form asked for; what cannot be read stays as it is."""

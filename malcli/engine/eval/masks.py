@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from malcli.config.evaluate import EvalConfig
 from malcli.config.label import LabelConfig
-from malcli.data.formats.registry import open_boxes, select
+from malcli.data.formats.open import open_boxes, select
 from malcli.engine.eval.compare import ApComparison, Comparison, compare_masks, compare_results
 from malcli.engine.eval.gallery import draw_galleries
 from malcli.engine.eval.pair_scores import Scored, score_pairs

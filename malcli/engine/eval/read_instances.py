@@ -14,7 +14,7 @@ import numpy as np
 from malcli.config.evaluate import EvalConfig
 from malcli.data.boxtable.json_stream import JsonText, open_regular
 from malcli.data.formats.coco import read_results
-from malcli.data.formats.registry import open_boxes
+from malcli.data.formats.open import open_boxes
 from malcli.errors import DataFormatError
 from malcli.geometry.rle import RleError, find_bad, from_segmentation, rle_box
 from malcli.metrics.pairing import Instances

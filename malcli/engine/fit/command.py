@@ -21,7 +21,7 @@ from malcli.config.label import LabelConfig
 from malcli.data.crops.augment import ViewOdds
 from malcli.data.crops.composites import Composites
 from malcli.data.crops.training_crops import CropRule, TrainingCrops, training_rows
-from malcli.data.formats.registry import open_boxes, select
+from malcli.data.formats.open import open_boxes, select
 from malcli.data.images.find import ImageFolder, find_images
 from malcli.engine.fit import run_folder
 from malcli.engine.fit.networks import build_networks, with_architecture_of_weights

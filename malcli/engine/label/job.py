@@ -24,15 +24,14 @@ import pyarrow.parquet as pq
 from malcli import files
 from malcli.config.label import LabelConfig
 from malcli.data.boxtable.json_stream import JsonText, open_regular
+from malcli.data.formats.open import recognise
 from malcli.data.formats.parquet import images_path
-from malcli.data.formats.registry import recognise
+from malcli.data.formats.registry import KINDS, folder_of_data
 from malcli.engine.label.crop_sizes import AUTO
 from malcli.errors import DataFormatError, OutputError, RunError
 from malcli.files import replacing, write_error
 from malcli.report.progress import log
 from malcli.version import __version__
-
-FOLDER_KINDS = (".json", ".csv", ".txt", ".yaml", ".yml", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -126,10 +125,9 @@ def hash_input(path: Path) -> str:
     Raises:
         DataFormatError: Missing or unreadable.
     """
-    if path.suffix in (".yaml", ".yml"):  # YOLO: the labels lie beside it
-        path = path.parent
+    path = folder_of_data(path)
     if path.is_dir():
-        found = (one for one in path.rglob("*") if one.suffix in FOLDER_KINDS and one.is_file())
+        found = (one for one in path.rglob("*") if one.suffix in KINDS and one.is_file())
         files = sorted(found)
     else:
         files = [one for one in (path, images_path(path)) if one == path or one.is_file()]

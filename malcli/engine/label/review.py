@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from malcli.config.label import LabelConfig
-from malcli.data.formats.registry import open_boxes
+from malcli.data.formats.open import open_boxes
 from malcli.files import replacing
 from malcli.records import STATUS_OK, BoxTable, Problems, category_names, records_of
 from malcli.report.html import label_page, write_page

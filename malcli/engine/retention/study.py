@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from malcli.config.evaluate import EvalConfig
 from malcli.config.retention import RetentionConfig
 from malcli.data.crops.student_images import Targets
-from malcli.data.formats.registry import open_boxes, select
+from malcli.data.formats.open import open_boxes, select
 from malcli.data.images.find import ImageFolder, find_images
 from malcli.engine.eval.read_instances import (
     Frame,

@@ -5,7 +5,7 @@ import pytest
 
 from malcli.data.boxtable import cache
 from malcli.data.formats.coco import read_coco
-from malcli.data.formats.registry import open_boxes, select
+from malcli.data.formats.open import open_boxes, select
 from malcli.errors import DataFormatError
 from malcli.records import records_of, to_records
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from malcli.data.crops.composites import Composites
-from malcli.data.formats.registry import open_boxes
+from malcli.data.formats.open import open_boxes
 from malcli.data.images.find import ImageFolder
 from malcli.errors import DataFormatError
 from malcli.geometry.rle import decode_rle, rle_box

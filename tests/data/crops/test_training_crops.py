@@ -20,7 +20,7 @@ from malcli.data.crops.training_crops import (
     collate,
     training_rows,
 )
-from malcli.data.formats.registry import open_boxes
+from malcli.data.formats.open import open_boxes
 from malcli.data.images.find import find_images
 from malcli.records import BEHIND, NOTHING_PASTED, PASTED
 

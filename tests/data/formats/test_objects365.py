@@ -3,7 +3,7 @@ import json
 import pytest
 
 from malcli.data.formats.objects365 import read_objects365, write_objects365
-from malcli.data.formats.registry import recognise
+from malcli.data.formats.open import recognise
 from malcli.data.formats.yolo_read import read_yaml
 from malcli.data.formats.yolo_write import write_yolo
 from malcli.data.images.find import find_images, image_path

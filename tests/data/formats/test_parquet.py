@@ -1,5 +1,6 @@
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -283,3 +284,7 @@ def test_truncated_files_are_refused(tmp_path):
         with pytest.raises(MalcliError) as caught:
             read_parquet(path)
         assert "\n" not in str(caught.value)
+
+
+def test_the_working_folder_as_input_has_an_images_file_too():
+    assert parquet.images_path(Path()) == Path(".images.parquet")

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from malcli.config.convert import ConvertConfig
-from malcli.data.formats.registry import open_boxes
+from malcli.data.formats.open import open_boxes
 from malcli.engine.convert import command as engine
 from malcli.errors import (
     CheckpointError,

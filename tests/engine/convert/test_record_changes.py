@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 
 from malcli.config.convert import ConvertConfig
 from malcli.config.evaluate import EvalConfig
-from malcli.data.formats.registry import open_boxes
+from malcli.data.formats.open import open_boxes
 from malcli.engine.convert import record_changes
 from malcli.engine.convert.command import convert
 from malcli.engine.eval.masks import evaluate
@@ -135,9 +135,7 @@ def test_the_worst_polygon_of_all_batches_is_told(src, monkeypatch):
     ious = iter([np.array([0.5]), np.array([1.0, 0.9])])
     monkeypatch.setattr(record_changes, "paired_iou", lambda a, b: next(ious))
     config = ConvertConfig(src=src, dst=src, rle="polygon")
-    made = record_changes.Changes(
-        config, replace(table, boxes=pa.concat_tables(parts)), "coco", Counter()
-    )
+    made = record_changes.Changes(config, replace(table, boxes=pa.concat_tables(parts)), Counter())
     assert [len(batch) for batch in made.batches()] == [1, 2]
     assert made.polygon_iou() == {"mean": pytest.approx(0.8), "min": 0.5, "masks": 3}
 

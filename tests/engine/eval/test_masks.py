@@ -14,7 +14,8 @@ from pycocotools.cocoeval import COCOeval
 
 from malcli.config.evaluate import EvalConfig
 from malcli.config.label import LabelConfig
-from malcli.data.formats.registry import open_boxes, writer_of
+from malcli.data.formats.open import open_boxes
+from malcli.data.formats.registry import writer_of
 from malcli.engine.eval.masks import evaluate
 from malcli.errors import ConfigError, DataFormatError, MissingImageError, OutputError
 from malcli.records import records_of

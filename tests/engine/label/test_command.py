@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from malcli.data.formats.registry import open_boxes
+from malcli.data.formats.open import open_boxes
 from malcli.engine.label import pipeline
 from malcli.engine.label.command import label
 from malcli.engine.label.predictor import LabelRule, Predictor

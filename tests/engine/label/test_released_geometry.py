@@ -16,7 +16,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import nn
 
-from malcli.data.formats.registry import open_boxes
+from malcli.data.formats.open import open_boxes
 from malcli.data.images.find import find_images
 from malcli.engine.label.pipeline import Pipeline
 from malcli.engine.label.predictor import LabelRule, Predictor

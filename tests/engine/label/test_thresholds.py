@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from malcli.config.label import LabelConfig
-from malcli.data.formats.registry import open_boxes
+from malcli.data.formats.open import open_boxes
 from malcli.data.images.find import find_images
 from malcli.engine.fit.command import save_thresholds
 from malcli.engine.label import thresholds

@@ -31,6 +31,7 @@ from malcli.data.formats.openimages.masks import (
     open_masks,
     split_of,
 )
+from malcli.data.formats.registry import Sample
 from malcli.data.images.find import find_folder
 from malcli.data.images.sizes import Found, read_sizes
 from malcli.errors import DataFormatError, MissingImageError
@@ -44,6 +45,12 @@ ROTATION = ("ImageID", "Rotation")  # degrees counter-clockwise, to show an imag
 HEADING = ("LabelName", "DisplayName")  # V7's descriptions have one
 
 SCHEMA = pa.schema([each for each in box_schema(pa.int64(), pa.string()) if each.name != "image"])
+
+
+def is_openimages(sample: Sample) -> bool:
+    """Return whether a file's first line names an image id and sides of a box."""
+    line = sample.text.splitlines()[0] if sample.text else b""
+    return not sample.is_json and b"ImageID" in line and b"XMin" in line
 
 
 def read_openimages(path: Path, images: Path | None = None, *, with_masks: bool = True) -> BoxTable:

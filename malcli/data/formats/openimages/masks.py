@@ -61,6 +61,12 @@ def masks_csv_of(path: Path) -> Path | None:
     return same[0] if same else found[0] if len(found) == 1 and not split_of(path) else None
 
 
+def files_of_masks(path: Path) -> list[Path]:
+    """Return the CSV and the folders of masks that a CSV of boxes may have."""
+    masks_csv = masks_csv_of(path)
+    return [masks_csv, *mask_folders(masks_csv)] if masks_csv else []
+
+
 def mask_folders(masks_csv: Path) -> list[Path]:
     """Return the folders that the PNG files of a CSV of masks may lie in, of those that are there.
 

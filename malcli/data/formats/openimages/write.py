@@ -14,7 +14,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +24,7 @@ from PIL import Image
 from malcli.data.boxtable.build import ImageRows
 from malcli.data.boxtable.columns import take_ids
 from malcli.data.folders import refuse_foreign, replacing_folder
+from malcli.data.formats.losses import losses_of
 from malcli.data.images.find import image_path
 from malcli.errors import BadImage
 from malcli.files import replacing
@@ -48,6 +49,18 @@ def files_of(path: Path) -> list[Path]:
     """Return the files and the folder of an output; the last two only where there are masks."""
     ends = ("-class-descriptions.csv", "-masks.csv", "-masks")
     return [path, *(path.with_name(path.stem + end) for end in ends)]
+
+
+def losses_of_table(table: BoxTable) -> Counter[str]:
+    """Count what names, numbered from 1, and a list of boxes cannot say."""
+    known = [each for each in table.header.get("categories") or () if isinstance(each, dict)]
+    numbers = [each.get("id") for each in known]
+    rows = {number: row for row, number in enumerate(numbers, 1) if type(number) is int}
+    names = [PurePosixPath(name or "") for name in table.images["file_name"].to_pylist()]
+    stems = [str(name.with_suffix("") if name.name else "") for name in names]
+    lost = losses_of(table, stems, rows, ("id", "name", "mid"))
+    lost["images without boxes"] = int((table.starts[1:] == table.starts[:-1]).sum())
+    return lost
 
 
 def refuse_other_masks(path: Path) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from malcli.config.evaluate import EvalConfig
 from malcli.data.boxtable.checks import overlaps
 from malcli.data.crops.label_crops import Roi
-from malcli.data.formats.registry import open_boxes, select
+from malcli.data.formats.open import open_boxes, select
 from malcli.data.images.decode import decode_image
 from malcli.data.images.find import ImageFolder, find_images, image_path
 from malcli.engine.eval.encoder.features import OpenEncoder, lose_boxes, open_encoder
