@@ -28,8 +28,9 @@ from malcli.data.crops.label_crops import Roi
 from malcli.data.formats.open import open_boxes, select
 from malcli.data.images.find import find_images
 from malcli.engine.label.job import Job, Manifest
+from malcli.engine.label.mask_maker import evidence_of
 from malcli.engine.label.parts import Outcome
-from malcli.engine.label.pipeline import Pipeline, evidence_of, open_predictor
+from malcli.engine.label.pipeline import Pipeline, open_predictor
 from malcli.engine.machine.clock import Clock
 from malcli.geometry.crops import paste_mask
 from malcli.geometry.rle import from_segmentation, paired_iou
