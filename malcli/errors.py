@@ -5,6 +5,7 @@
     ├── DataFormatError     an annotation file or record is wrong
     ├── MissingImageError   images cannot be found
     ├── CheckpointError     weights cannot be used
+    ├── InputError          an argument of a Python function is wrong; also a ValueError
     ├── OutputError         an output exists, or is also an input
     ├── BadImage            one image cannot be used; its boxes are skipped, the job goes on
     └── RunError            exit 1: the machine failed while running (disk full, NaN loss ...)
@@ -53,6 +54,10 @@ class MissingImageError(MalcliError):
 
 class CheckpointError(MalcliError):
     """Weights cannot be used."""
+
+
+class InputError(MalcliError, ValueError):
+    """An argument of a Python function, such as an image or its boxes, is wrong."""
 
 
 class OutputError(MalcliError):

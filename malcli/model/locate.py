@@ -29,12 +29,7 @@ def locate_checkpoint(given: Path | None, runs: Path = Path("runs")) -> Path:
         if usable:
             newest = max(usable, key=lambda run: (run / "state" / "finished").stat().st_mtime)
             return newest / CHECKPOINT_NAME
-        if not SHIPPED.is_file():
-            raise CheckpointError(
-                f"{SHIPPED.name}: the labeler that ships with malcli is missing from the "
-                f"installation; install malcli again, or give --checkpoint, or run malcli fit"
-            )
-        return SHIPPED
+        return shipped_labeler()
     if given.is_dir():
         inside = given / CHECKPOINT_NAME
         if not inside.is_file():
@@ -46,6 +41,20 @@ def locate_checkpoint(given: Path | None, runs: Path = Path("runs")) -> Path:
     if not given.is_file():
         raise CheckpointError(f"{given}: no such file; give a run folder or a checkpoint")
     return given
+
+
+def shipped_labeler() -> Path:
+    """Return the labeler that comes with the package.
+
+    Raises:
+        CheckpointError: It is not there.
+    """
+    if not SHIPPED.is_file():
+        raise CheckpointError(
+            f"{SHIPPED.name}: the labeler that ships with malcli is missing from the "
+            f"installation; install malcli again, or give --checkpoint, or run malcli fit"
+        )
+    return SHIPPED
 
 
 def preset_of(path: Path) -> str | None:

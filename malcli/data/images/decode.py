@@ -78,7 +78,7 @@ def decode_image(
         if may_be_cut(image) and is_cut(path.read_bytes(), image):
             raise BadImage("bad-image", f"{path}: cut: it ends before its picture does")
         upright = ImageOps.exif_transpose(image) if turned else image
-        pixels = _to_rgb(path, upright)
+        pixels = to_rgb(path, upright)
     if pixels.shape != (*hw, 3):
         raise BadImage("bad-image", f"{path}: its size changed while it was decoded")
     return pixels
@@ -159,8 +159,18 @@ def _tile(image: Image.Image) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _to_rgb(path: Path, image: Image.Image) -> NDArray[np.uint8]:
-    """Return the pixels of a loaded image as a writable (H, W, 3) array."""
+def to_rgb(path: Path | str, image: Image.Image) -> NDArray[np.uint8]:
+    """Return the pixels of a loaded image as a writable (H, W, 3) array.
+
+    Alpha is dropped, and 16-bit grey keeps its upper 8 bits.
+
+    Args:
+        path: For the error, how the image is called.
+        image: In any mode.
+
+    Raises:
+        BadImage: Its values have no known range.
+    """
     if image.mode in DEEP_GREY:
         grey = np.asarray(image)
         if grey.min() < 0 or grey.max() > 65535:

@@ -28,19 +28,8 @@ def first_manifest(
     Raises:
         ConfigError: The device is not there, or cannot take the precision.
     """
-    device = choose_device(config.device)
-    threshold = job.settings.get("threshold", checkpoint.threshold)
-    crop_size = job.settings.get("crop_size", checkpoint.architecture.crop_size)
-    manifest = Manifest(
-        job=job,
-        boxes=parts.table.boxes.num_rows,
-        parts=len(parts),
-        batch_size=batch_size_of(config) or auto_batch(device.type, crop_size),
-        precision=choose_precision(config.precision, device),
-        threshold=checkpoint.threshold if threshold == AUTO else tuple(threshold),
-        crop_size=crop_size,
-    )
-    if threshold != AUTO:
+    manifest = manifest_of(config, job, checkpoint, parts.table.boxes.num_rows, len(parts))
+    if job.settings.get("threshold") != AUTO:
         return manifest
     found = auto_thresholds(
         config,
@@ -49,6 +38,24 @@ def first_manifest(
         folder,
         batch_size=manifest.batch_size,
         precision=manifest.precision,
-        crop_size=crop_size,
+        crop_size=manifest.crop_size,
     )
     return dataclasses.replace(manifest, threshold=found)
+
+
+def manifest_of(
+    config: LabelConfig, job: Job, checkpoint: Checkpoint, boxes: int, parts: int
+) -> Manifest:
+    """Return what settings and checkpoint decide; for automatic thresholds the checkpoint's."""
+    device = choose_device(config.device)
+    threshold = job.settings.get("threshold", AUTO)
+    crop_size = job.settings.get("crop_size", checkpoint.architecture.crop_size)
+    return Manifest(
+        job=job,
+        boxes=boxes,
+        parts=parts,
+        batch_size=batch_size_of(config) or auto_batch(device.type, crop_size),
+        precision=choose_precision(config.precision, device),
+        threshold=checkpoint.threshold if threshold == AUTO else tuple(threshold),
+        crop_size=crop_size,
+    )
