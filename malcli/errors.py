@@ -5,7 +5,7 @@
     ├── DataFormatError     an annotation file or record is wrong
     ├── MissingImageError   images cannot be found
     ├── CheckpointError     weights cannot be used
-    ├── InputError          an argument of a Python function is wrong; also a ValueError
+    ├── InputError          an argument of a Python function is wrong
     ├── OutputError         an output exists, or is also an input
     ├── BadImage            one image cannot be used; its boxes are skipped, the job goes on
     └── RunError            exit 1: the machine failed while running (disk full, NaN loss ...)

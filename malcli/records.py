@@ -19,9 +19,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+# What becomes of a box, its `malcli_status`: one of these two, or `skipped:<reason>`.
 STATUS_OK = "ok"
 STATUS_EMPTY = "empty"
-SKIP_REASONS = ("crowd", "group", "inside", "no-image", "bad-image", "bad-box", "memory")
+# Why a box is skipped, by precedence: its image cannot be used, or it cannot; what is skipped by
+# design comes after, so that `crowd` says that the box is fine otherwise; memory shows at run time.
+IMAGE_REASONS = ("no-image", "bad-image")
+UNUSABLE_REASONS = (*IMAGE_REASONS, "bad-box")
+DESIGN_REASONS = ("crowd", "group", "inside")  # `group`, `inside`: of Open Images
+NO_MEMORY = "memory"
+SKIP_REASONS = (*UNUSABLE_REASONS, *DESIGN_REASONS, NO_MEMORY)
 
 # What a training crop shows: its object as it was, behind a pasted one, or the pasted one itself.
 NOTHING_PASTED, BEHIND, PASTED = range(3)
@@ -32,6 +39,11 @@ BOX_TYPE = pa.list_(pa.float64(), 4)
 NOT_IN_RECORD = ("image", "status", "extra")  # columns that are no keys of a record
 BATCHES_KEPT = 16  # in memory, of those on disk that were read
 EXACT = 2.0**53  # whole numbers up to here are exact as float64
+
+
+def skipped(reason: str) -> str:
+    """Return the status of a box that is skipped for one of SKIP_REASONS."""
+    return f"skipped:{reason}"
 
 
 class Rle(TypedDict):

@@ -9,12 +9,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from malcli.data.boxtable.checks import (
+    BAD_BOX,
+    BAD_IMAGE,
+    CROWD,
+    GROUP,
+    INSIDE,
+    NO_IMAGE,
+    OK,
+    STATUSES,
+)
 from malcli.data.formats.coco import read_coco
+from malcli.engine.inputs import HEADER_STATUS
+from malcli.engine.label.command import BAD_STATUSES
 from malcli.records import (
+    SKIP_REASONS,
     BoxTable,
     Problems,
     category_names,
     records_of,
+    skipped,
     to_records,
     xywh_of,
 )
@@ -95,3 +109,16 @@ def test_rows_taken_from_batches_are_those_of_the_whole_column(sizes, data):
     assert table.take(np.array(rows, dtype=np.int64), "extra").schema.names == ["extra"]
     read = [row for batch in table.batches("id") for row in batch["id"].to_pylist()]
     assert read == list(range(ends[-1]))
+
+
+def test_every_status_of_a_box_is_listed_once_by_precedence():
+    reasons = ["no-image", "bad-image", "bad-box", "crowd", "group", "inside", "memory"]
+    assert list(SKIP_REASONS) == reasons
+    assert [skipped(reason) for reason in reasons] == [f"skipped:{reason}" for reason in reasons]
+    assert list(STATUSES) == ["ok", *map(skipped, reasons[:-1])]
+    by_number = {OK: "ok", NO_IMAGE: "no-image", BAD_IMAGE: "bad-image", BAD_BOX: "bad-box"}
+    by_number |= {CROWD: "crowd", GROUP: "group", INSIDE: "inside"}
+    assert {n: STATUSES[n].removeprefix("skipped:") for n in by_number} == by_number
+    unusable = {skipped(reason) for reason in ("no-image", "bad-image", "bad-box", "memory")}
+    assert set(BAD_STATUSES) == unusable
+    assert HEADER_STATUS == ("ok", "skipped:no-image", "skipped:bad-image")

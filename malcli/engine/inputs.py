@@ -15,13 +15,15 @@ from malcli.data.formats.open import open_boxes, select
 from malcli.data.images.decode import check_image
 from malcli.data.images.find import ImageFolder, find_images, image_path
 from malcli.errors import BadImage, DataFormatError
-from malcli.records import STATUS_OK, BoxTable, Problems
+from malcli.records import IMAGE_REASONS, STATUS_OK, BoxTable, Problems, skipped
 from malcli.report.progress import Progress, log
 
 CHECKED = 4096  # image records at a time
 
-FILE_KINDS = ("no-image-file", "bad-image-file")  # of problems that files have, not records
-HEADER_STATUS = (STATUS_OK, "skipped:no-image", "skipped:bad-image")
+FILE_KINDS = tuple(
+    f"{reason}-file" for reason in IMAGE_REASONS
+)  # of problems that files have, not records
+HEADER_STATUS = (STATUS_OK, *map(skipped, IMAGE_REASONS))
 
 
 def open_data(config: LabelConfig) -> tuple[BoxTable, ImageFolder]:
@@ -61,7 +63,7 @@ def check_images(config: LabelConfig, table: BoxTable, folder: ImageFolder) -> d
     with Progress(table.images.num_rows, "images", "check") as progress:
         for errors in check_headers(table, folder, config.max_pixels, workers_of(config)):
             for error in errors:
-                status = f"skipped:{error.status}" if error else STATUS_OK
+                status = skipped(error.status) if error else STATUS_OK
                 codes.append(HEADER_STATUS.index(status))
                 if error:
                     table.problems.add(f"{error.status}-file", str(error))

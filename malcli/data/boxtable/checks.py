@@ -11,21 +11,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from malcli.records import STATUS_OK, Problems, to_records, xywh_of
+from malcli.records import (
+    DESIGN_REASONS,
+    STATUS_OK,
+    UNUSABLE_REASONS,
+    Problems,
+    skipped,
+    to_records,
+    xywh_of,
+)
 
 SHOWN = 10  # examples of a kind of problem
 
-# By precedence: what makes a box unusable first; what is skipped by design last, so that `crowd`
-# (or a reader's `group`, `inside`) says that the box is fine otherwise.
-STATUSES = (
-    STATUS_OK,
-    "skipped:no-image",
-    "skipped:bad-image",
-    "skipped:bad-box",
-    "skipped:crowd",
-    "skipped:group",
-    "skipped:inside",
-)
+# What a record alone decides; the numbers below stand for them in columns, lowest first.
+REASONS = ("", *UNUSABLE_REASONS, *DESIGN_REASONS)
+STATUSES = (STATUS_OK, *map(skipped, REASONS[1:]))
 OK, NO_IMAGE, BAD_IMAGE, BAD_BOX, CROWD, GROUP, INSIDE = range(len(STATUSES))
 
 Bools = NDArray[np.bool_]
@@ -64,8 +64,8 @@ class Judge:
         hw = self._hw[np.where(status == OK, image, 0)] if len(self._hw) else np.zeros((1, 2))
         status[(status == OK) & ~overlaps(xywh_of(boxes["bbox"]), hw)] = BAD_BOX
         design = _by_design(boxes)
-        skipped = (status == OK) & (design != OK)
-        status[skipped] = design[skipped]
+        left_out = (status == OK) & (design != OK)
+        status[left_out] = design[left_out]
         self._count(boxes, status, image)
         return status
 
@@ -76,7 +76,7 @@ class Judge:
             return _reason(boxes, row, int(status[row]), place >= 0, name)
 
         for code in (NO_IMAGE, BAD_IMAGE, BAD_BOX):
-            note(self._problems, STATUSES[code].removeprefix("skipped:"), status == code, reason)
+            note(self._problems, REASONS[code], status == code, reason)
         category = boxes["category_id"]
         known = np.isin(pc.fill_null(category, 0).to_numpy(), self._categories)
         known &= _bools(pc.is_valid(category))

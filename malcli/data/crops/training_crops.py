@@ -32,7 +32,7 @@ from malcli.geometry.boxes import (
 )
 from malcli.geometry.crops import crop_roi
 from malcli.geometry.released import released_area
-from malcli.records import NOTHING_PASTED, BoxTable
+from malcli.records import NOTHING_PASTED, STATUS_OK, BoxTable, skipped
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def training_rows(table: BoxTable, min_box_area: float, keep_crowd: bool) -> NDA
     The `area` key is never read: in COCO files masks made it (mal_spec 12).
     """
     xywh = table.xywh()
-    wanted = ["ok", "skipped:crowd"] if keep_crowd else ["ok"]
+    wanted = [STATUS_OK, skipped("crowd")] if keep_crowd else [STATUS_OK]
     usable = np.asarray(pc.is_in(table.boxes["status"], pa.array(wanted)))
     sides = np.nan_to_num(xywh[:, 2:], nan=0.0)
     large = (sides > 2).all(axis=1) & (sides.prod(axis=1) > min_box_area)

@@ -31,7 +31,7 @@ from malcli.engine.machine.clock import Clock
 from malcli.engine.machine.signals import StopFlag, command_of
 from malcli.errors import DataFormatError, Interrupted, MalcliError, OutputError
 from malcli.model.locate import locate_checkpoint, preset_of
-from malcli.records import Problems
+from malcli.records import NO_MEMORY, UNUSABLE_REASONS, Problems, skipped
 from malcli.report.html import check_page
 from malcli.report.progress import Progress, log
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from malcli.model.checkpoint import Checkpoint
 
 STAGES = ("read", "decode", "crop", "network", "paste", "encode", "write", "wait")
-BAD_STATUSES = ("skipped:no-image", "skipped:bad-image", "skipped:bad-box", "skipped:memory")
+BAD_STATUSES = tuple(map(skipped, (*UNUSABLE_REASONS, NO_MEMORY)))
 
 
 @dataclass

@@ -30,7 +30,7 @@ from malcli.geometry.crops import paste_mask, resize
 from malcli.geometry.released import paste_bilinear
 from malcli.geometry.rle import empty_rle, encode_crop
 from malcli.metrics.confidence import evidence, predict_iou
-from malcli.records import STATUS_EMPTY, STATUS_OK
+from malcli.records import NO_MEMORY, STATUS_EMPTY, STATUS_OK, skipped
 
 EVIDENCE_SIDE = 32  # the score's weights were fitted at this side; finer maps only cost time
 FINISHED_AT_ONCE = 8  # boxes whose masks are in memory together: of large images they are large
@@ -164,7 +164,7 @@ class MaskMaker:
         """Return the outcome of each box of a batch."""
         rois, maps, crops_BSS3 = batch
         if not maps:
-            return [Outcome(roi.row, "skipped:memory") for roi in rois]
+            return [Outcome(roi.row, skipped(NO_MEMORY)) for roi in rois]
         with self.clock.wall("network"):
             arrays = [maps[0].float().cpu().numpy()]
             arrays += [refined.to(torch.uint8).cpu().numpy() for refined in maps[1:]]

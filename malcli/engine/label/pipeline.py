@@ -23,7 +23,7 @@ from malcli.engine.machine.clock import Clock
 from malcli.engine.machine.processes import choose_compile, choose_device, choose_precision
 from malcli.errors import BadImage
 from malcli.model.checkpoint import Checkpoint
-from malcli.records import STATUS_OK, BoxTable
+from malcli.records import STATUS_OK, BoxTable, skipped
 from malcli.report.progress import log
 
 
@@ -117,8 +117,8 @@ class Pipeline:
         with self.clock.cpu("read"):
             status = self.table.take(rows, "status")["status"].to_pylist()
         usable = np.array([text == STATUS_OK for text in status], dtype=bool)
-        skipped = [Outcome(int(row), text) for row, text in zip(rows, status, strict=True)]
-        yield [outcome for outcome in skipped if outcome.status != STATUS_OK]
+        judged = [Outcome(int(row), text) for row, text in zip(rows, status, strict=True)]
+        yield [outcome for outcome in judged if outcome.status != STATUS_OK]
         lost: list[Outcome] = []
         yield from self._maker.label(self._read(rows[usable], lost), batch_size)
         yield lost
@@ -169,4 +169,4 @@ class Pipeline:
             yield from rois
             if error:
                 self.table.problems.add(f"{error.status}-file", str(error))
-                lost += [Outcome(int(row), f"skipped:{error.status}") for row in rows]
+                lost += [Outcome(int(row), skipped(error.status)) for row in rows]
