@@ -5,7 +5,7 @@ from typing import Any
 import typer
 
 from malcli.cli.options import Common, add_command
-from malcli.cli.output import print_values, run_engine, show
+from malcli.cli.output import print_result, run_engine, show
 from malcli.config.convert import ConvertConfig
 from malcli.errors import ConfigError
 from malcli.settings import resolve
@@ -23,4 +23,4 @@ def run(values: dict[str, Any], common: Common) -> None:
     config = resolve(ConvertConfig, values, common.recipe, "convert").config
     from malcli.engine.convert.command import convert
 
-    show(run_engine(lambda: convert(config), common.quiet), common.json, print_values)
+    show(run_engine(lambda: convert(config), common.quiet), common.json, print_result)

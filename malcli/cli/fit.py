@@ -2,17 +2,14 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from malcli.cli.options import Common, add_command
-from malcli.cli.output import print_json, print_rich, run_engine, show, start_processes
+from malcli.cli.output import print_json, print_result, run_engine, show, start_processes
 from malcli.config.fit import FitConfig
 from malcli.settings import PRESETS, read_recipe, resolve, to_plain
-
-if TYPE_CHECKING:
-    from malcli.engine.fit.command import FitResult
 
 EXPLAIN = "Print every setting with its value, origin and source, and stop."
 
@@ -31,14 +28,7 @@ def run(values: dict[str, Any], common: Common) -> None:
     start_processes(config, together=True)
     from malcli.engine.fit.command import fit
 
-    show(run_engine(lambda: fit(config), common.quiet), common.json, print_fit)
-
-
-def print_fit(result: "FitResult") -> None:
-    """Print where the time went, the last losses and, with `--val`, the scores."""
-    from malcli.report.tables import fit_table
-
-    print_rich(fit_table(result.to_json()))
+    show(run_engine(lambda: fit(config), common.quiet), common.json, print_result)
 
 
 def explain(values: dict[str, Any], common: Common) -> None:

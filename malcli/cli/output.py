@@ -13,12 +13,12 @@ import typer
 
 from malcli.config.shared import ImageConfig
 from malcli.report import progress
+from malcli.report.shown import PAGE_WIDTH, Shown, console_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 LONGEST_LINE = 2000  # characters of an error message
-PIPE_WIDTH = 120  # characters of a table that does not go to a terminal
 
 
 class Result(Protocol):
@@ -115,24 +115,14 @@ def print_error(message: object) -> None:
 
 
 def print_rich(renderable: "RenderableType") -> None:
-    """Print a table on stdout; brackets in names are no markup, and a pipe gets whole columns."""
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() else PIPE_WIDTH
-    Console(width=width, markup=False, emoji=False, highlight=False).print(renderable)
+    """Print a table on stdout; a pipe gets whole columns."""
+    console_of(sys.stdout, None if sys.stdout.isatty() else PAGE_WIDTH).print(renderable)
 
 
-def print_values(result: Result) -> None:
-    """Print a result's values as lines of key and value."""
-    for key, value in flatten(result.to_json()):
-        print(f"{key:<28} {value}")
-
-
-def flatten(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield `a.b` and the text of every value of a nested object."""
-    for key, inner in value.items():
-        if isinstance(inner, dict):
-            yield from flatten(inner, f"{prefix}{key}.")
-        else:
-            text = f"{inner:.4g}" if isinstance(inner, float) else str(inner)
-            yield prefix + key, "-" if inner is None else text
+def print_result(result: Shown) -> None:
+    """Print a result's table on stdout, or its values, each on a line."""
+    table = result.table()
+    if table is None:
+        print(result)
+    else:
+        print_rich(table)

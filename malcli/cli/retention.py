@@ -1,16 +1,13 @@
 """`malcli retention`: phase 2 on human masks and on malcli's."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from malcli.cli.options import Common, add_command
-from malcli.cli.output import print_rich, run_engine, show, start_processes
+from malcli.cli.output import print_result, run_engine, show, start_processes
 from malcli.config.retention import RetentionConfig
 from malcli.settings import resolve
-
-if TYPE_CHECKING:
-    from malcli.engine.retention.command import RetentionResult
 
 
 def register(app: typer.Typer) -> None:
@@ -24,11 +21,4 @@ def run(values: dict[str, Any], common: Common) -> None:
     start_processes(config, together=True)
     from malcli.engine.retention.command import retention
 
-    show(run_engine(lambda: retention(config), common.quiet), common.json, print_retention)
-
-
-def print_retention(result: "RetentionResult") -> None:
-    """Print the AP of each student and the retention."""
-    from malcli.report.students import retention_tables
-
-    print_rich(retention_tables(result.to_json()))
+    show(run_engine(lambda: retention(config), common.quiet), common.json, print_result)

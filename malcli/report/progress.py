@@ -3,8 +3,11 @@
 Knows nothing of what is counted. No thread of its own, so that processes may be forked meanwhile.
 """
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
+from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -14,7 +17,8 @@ if TYPE_CHECKING:
 LINE_SECONDS = 5.0  # between log lines
 BAR_SECONDS = 0.1  # between redraws of the bar
 
-_quiet = False
+_quiet = False  # of the whole process: `--quiet`
+_silenced: ContextVar[bool] = ContextVar("silenced", default=False)  # of this thread or task
 
 
 def set_quiet(quiet: bool) -> None:
@@ -23,9 +27,23 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
+@contextlib.contextmanager
+def silenced(quiet: bool) -> Iterator[None]:
+    """Silence what this thread, or task of an event loop, does; others go on speaking."""
+    before = _silenced.set(bool(quiet) or _silenced.get())
+    try:
+        yield
+    finally:
+        _silenced.reset(before)
+
+
+def _is_quiet() -> bool:
+    return _quiet or _silenced.get()
+
+
 def log(message: str) -> None:
     """Print one line to stderr, unless `--quiet`."""
-    if not _quiet:
+    if not _is_quiet():
         print(message, file=sys.stderr, flush=True)
 
 
@@ -54,7 +72,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         """Open the bar if stderr is a terminal."""
         self._start = self._shown = time.monotonic()
-        if not _quiet and sys.stderr.isatty():
+        if not _is_quiet() and sys.stderr.isatty():
             self._bar = _open_bar(self.label, self.total)
         return self
 

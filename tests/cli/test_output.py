@@ -6,7 +6,6 @@ import sys
 import pytest
 
 from malcli.cli.output import (
-    flatten,
     one_line,
     print_error,
     print_json,
@@ -109,8 +108,3 @@ def test_messages_are_one_line_that_drives_no_terminal(message, line):
 def test_error_line_goes_to_stderr(capsys):
     print_error("boxes.json: not JSON")
     assert capsys.readouterr() == ("", "malcli: error: boxes.json: not JSON\n")
-
-
-def test_nested_values_become_dotted_lines():
-    nested = {"miou": {"all": 0.123456, "small": None}, "out": "x.json"}
-    assert dict(flatten(nested)) == {"miou.all": "0.1235", "miou.small": "-", "out": "x.json"}

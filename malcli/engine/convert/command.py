@@ -18,6 +18,7 @@ from malcli.errors import ConfigError, MissingImageError, OutputError
 from malcli.files import write_error
 from malcli.records import BoxTable, Problems
 from malcli.report.progress import log
+from malcli.report.shown import Shown
 
 if TYPE_CHECKING:
     from malcli.engine.convert.weights import WeightsResult
@@ -26,7 +27,7 @@ CHECKPOINTS = (".safetensors", ".ckpt", ".pth")
 
 
 @dataclass(frozen=True)
-class ConvertResult:
+class ConvertResult(Shown):
     """What a conversion did; records_in is records_out and dropped and left_out.
 
     Attributes:

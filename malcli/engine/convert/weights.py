@@ -12,6 +12,7 @@ from malcli.model.checkpoint import check_file, load_checkpoint, save_checkpoint
 from malcli.model.locate import settings_of
 from malcli.model.selftest import SelfTest, behaves_trained
 from malcli.report.progress import log
+from malcli.report.shown import Shown
 
 SUFFIX = ".safetensors"
 OF_ANNOTATIONS = (
@@ -20,7 +21,7 @@ OF_ANNOTATIONS = (
 
 
 @dataclass(frozen=True)
-class WeightsResult:
+class WeightsResult(Shown):
     """What was found in a checkpoint, and where it went.
 
     Attributes:

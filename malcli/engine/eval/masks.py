@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,19 +40,23 @@ from malcli.records import BoxTable, Problems, category_names
 from malcli.report.charts import Category
 from malcli.report.html import check_page, eval_page, write_page
 from malcli.report.progress import log
+from malcli.report.shown import Shown
 
 AP_RESAMPLES = 200  # accumulating AP again costs more than a mean
 LVIS_RULES = (
     " by COCO's rules: 100 detections an image, and every image counts as fully annotated; LVIS's "
     "own evaluation leaves out what its annotators did not look for, so its numbers are higher"
 )
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 UNKNOWN_CATEGORY = "predictions of categories that --gt does not have (never right)"
 OTHER_NAME = "categories of another name than in --gt"
 IOU_METRICS = ("miou", "category_miou", "dice", "boundary_iou", "iou_over")
 
 
 @dataclass(frozen=True)
-class EvalResult:
+class EvalResult(Shown):
     """What was measured; every part is None where it is undefined.
 
     Attributes:
@@ -69,6 +73,7 @@ class EvalResult:
         comparison: The second file of masks or detections.
         score: How well the masks' scores tell their IoU, as `confidence.measure_score` has it.
         problems: Records that could not be used.
+        report: The page that was written, if any.
     """
 
     gt: Path
@@ -84,6 +89,13 @@ class EvalResult:
     comparison: Comparison | ApComparison | None = None
     score: dict[str, Any] | None = None
     problems: Problems = field(default_factory=Problems)
+    report: Path | None = None
+
+    def table(self) -> "RenderableType":
+        """Return what the command prints."""
+        from malcli.report.tables import eval_tables
+
+        return eval_tables(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """Return the keys of `malcli eval --json`."""
@@ -150,6 +162,7 @@ def evaluate(config: EvalConfig) -> EvalResult:
         comparison=compared,
         score=_score_quality(sides, scored) if scored else None,
         problems=sides.problems,
+        report=config.report,
     )
     if config.report is not None:
         _write_report(config, result, sides, scored)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -43,13 +43,17 @@ from malcli.model.locate import CHECKPOINT_NAME
 from malcli.model.pretrained import licence_of
 from malcli.records import BoxTable
 from malcli.report.progress import log
+from malcli.report.shown import Shown
 from malcli.settings import parse_thresholds, to_plain
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 UNTIL_KNOWN = (0.5, 0.5, 0.5)  # thresholds of `auto` while training goes on
 
 
 @dataclass
-class FitResult:
+class FitResult(Shown):
     """What a run did.
 
     Attributes:
@@ -69,6 +73,12 @@ class FitResult:
     seconds: dict[str, float] = field(default_factory=dict)
     last: dict[str, Any] = field(default_factory=dict)
     val: dict[str, Any] | None = None
+
+    def table(self) -> "RenderableType":
+        """Return what the command prints."""
+        from malcli.report.tables import fit_table
+
+        return fit_table(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as plain values."""

@@ -34,8 +34,11 @@ from malcli.model.locate import locate_checkpoint, preset_of
 from malcli.records import NO_MEMORY, UNUSABLE_REASONS, Problems, skipped
 from malcli.report.html import check_page
 from malcli.report.progress import Progress, log
+from malcli.report.shown import Shown
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from malcli.engine.label.pipeline import Pipeline
     from malcli.model.checkpoint import Checkpoint
 
@@ -44,7 +47,7 @@ BAD_STATUSES = tuple(map(skipped, (*UNUSABLE_REASONS, NO_MEMORY)))
 
 
 @dataclass
-class LabelResult:
+class LabelResult(Shown):
     """What a start of a labelling job did.
 
     Attributes:
@@ -56,6 +59,7 @@ class LabelResult:
         problems: What is wrong with which records.
         checkpoint: The file that labelled; None if none was needed.
         estimate: Of a dry run: what the job will take.
+        report: The page that was written, if any.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -66,11 +70,18 @@ class LabelResult:
     problems: Problems = field(default_factory=Problems)
     checkpoint: Path | None = None
     estimate: dict[str, Any] | None = None
+    report: Path | None = None
 
     @property
     def boxes_per_s(self) -> float:
         """Rate of this start; 0 if it had nothing to do."""
         return self.labelled[0] / (self.labelled[1] or 1.0)
+
+    def table(self) -> "RenderableType":
+        """Return what the command prints."""
+        from malcli.report.tables import label_table
+
+        return label_table(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, and the most memory that this process held so far."""
@@ -205,6 +216,7 @@ class _Start:
             from malcli.engine.label.review import write_extras
 
             write_extras(self.config, self.out, self.result.to_json(), self.result.problems)
+            self.result.report = self.config.report
         return self.result
 
     def _check_plan(self, manifest: Manifest, parts: PartFolder) -> None:

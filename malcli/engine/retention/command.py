@@ -8,7 +8,7 @@ Source: Secs. 4.1 (retention rate) and 4.2 (phase 2), App. A.3 (boxes alone).
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,10 +30,14 @@ from malcli.metrics.miou import interval, resample_images
 from malcli.metrics.retention import retention as retained
 from malcli.records import Problems
 from malcli.report.progress import log
+from malcli.report.shown import Shown
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 @dataclass(frozen=True)
-class RetentionResult:
+class RetentionResult(Shown):
     """What a study measured.
 
     Attributes:
@@ -45,6 +49,12 @@ class RetentionResult:
 
     out: Path
     measured: dict[str, Any]
+
+    def table(self) -> "RenderableType":
+        """Return what the command prints."""
+        from malcli.report.students import retention_tables
+
+        return retention_tables(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as plain values."""

@@ -6,7 +6,7 @@ Reads boxes, no masks, and makes none.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,10 @@ from malcli.records import STATUS_OK, BoxTable, Problems, category_names
 from malcli.report.html import attention_page, check_page, write_page
 from malcli.report.plots import Example, attention_picture, jpeg
 from malcli.report.progress import Progress, log
+from malcli.report.shown import Shown
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 DEFAULT_BOXES = 8
 DEFAULT_PAGE = Path("attention.html")
@@ -36,7 +40,7 @@ NAMED = 3  # ids in an error
 
 
 @dataclass(frozen=True)
-class AttentionResult:
+class AttentionResult(Shown):
     """What was drawn.
 
     Attributes:
@@ -56,6 +60,12 @@ class AttentionResult:
     gt: Path
     encoder: dict[str, Any]
     problems: Problems = field(default_factory=Problems)
+
+    def table(self) -> "RenderableType":
+        """Return what the command prints."""
+        from malcli.report.encoders import attention_lines
+
+        return attention_lines(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """Return the keys of `malcli eval --attention --json`."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +30,16 @@ from malcli.metrics.miou import group_instances, resample_images
 from malcli.metrics.pairing import Instances
 from malcli.records import Problems, Rle
 from malcli.report.progress import Progress, log
+from malcli.report.shown import Shown
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 BAD_BOX = "boxes that cannot be used (left out)"
 
 
 @dataclass(frozen=True)
-class ClusteringResult:
+class ClusteringResult(Shown):
     """What was measured; every mean is None where it is undefined.
 
     Attributes:
@@ -56,6 +60,12 @@ class ClusteringResult:
     intervals: dict[str, Any] | None
     counts: dict[str, int]
     problems: Problems = field(default_factory=Problems)
+
+    def table(self) -> "RenderableType":
+        """Return what the command prints."""
+        from malcli.report.encoders import clustering_table
+
+        return clustering_table(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """Return the keys of `malcli eval --clustering --json`."""
