@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from malcli.engine.convert.weights import WeightsResult
     from malcli.engine.eval.encoder.attention import AttentionResult
     from malcli.engine.eval.encoder.clustering import ClusteringResult
-    from malcli.engine.eval.masks import EvalResult
+    from malcli.engine.eval.result import EvalResult
     from malcli.engine.fit.command import FitResult
     from malcli.engine.label.command import LabelResult
     from malcli.engine.retention.command import RetentionResult

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 import malcli
+from malcli.api import StrPath
 from malcli.config.convert import ConvertConfig
 from malcli.config.evaluate import EvalConfig
 from malcli.config.fit import FitConfig
@@ -94,7 +95,7 @@ def python_type(item, hint):
     optional = type(None) in typing.get_args(hint)
     kind = next((one for one in typing.get_args(hint) if one is not type(None)), hint)
     if kind is Path:
-        kind = malcli.api.StrPath
+        kind = StrPath
     elif kind is str and item.name in MAY_BE_NUMBERS:
         kind = str | float
     return kind | None if optional else kind
@@ -157,6 +158,7 @@ def test_settings_are_keywords(engine):
 
 
 def test_quiet_silences_its_own_thread_alone(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_quiet", False)  # as another test may have left it
     started, heard = threading.Event(), threading.Event()
 
     def speak(config):
@@ -185,7 +187,8 @@ def test_quiet_silences_its_own_thread_alone(monkeypatch, capsys):
     assert "hushed" not in said.err
 
 
-def test_nothing_stays_silent_after_a_quiet_call_that_fails(capsys):
+def test_nothing_stays_silent_after_a_quiet_call_that_fails(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_quiet", False)
     with pytest.raises(ConfigError):
         malcli.evaluate(gt="gt.json", clustering=True, attention=True, quiet=True)
     progress.log("spoken")

@@ -20,7 +20,7 @@ from malcli.errors import OutputError
 from malcli.report.progress import log
 
 if TYPE_CHECKING:
-    from malcli.engine.eval.masks import EvalResult
+    from malcli.engine.eval.result import EvalResult
 
 # A labeler small enough for two CPU cores; random weights, so that no network is needed.
 DEMO_FIT: dict[str, Any] = {

@@ -8,7 +8,7 @@ Shape suffixes: B boxes, G cells along a side of the crops' grid.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,7 +160,28 @@ def fit_weights(
     return {"intercept": float(beta[0] - weight @ mean), **fitted}
 
 
-def measure_score(score: FloatArray, iou: FloatArray, bins: int = 10) -> dict[str, Any]:
+class ScoreBin(TypedDict):
+    """Masks of similar score: how many, their mean score and mean IoU."""
+
+    low: float
+    high: float
+    masks: int
+    score: float
+    iou: float
+
+
+class ScoreQuality(TypedDict):
+    """How good a score is at telling the IoU; see `measure_score`."""
+
+    spearman: float | None
+    auroc: float | None
+    gap: float | None
+    mean_iou: float | None
+    gain: dict[str, float]
+    bins: list[ScoreBin]
+
+
+def measure_score(score: FloatArray, iou: FloatArray, bins: int = 10) -> ScoreQuality:
     """Return how good a score is at telling the IoU.
 
     Args:
@@ -175,7 +196,7 @@ def measure_score(score: FloatArray, iou: FloatArray, bins: int = 10) -> dict[st
         for each bin that has masks.
     """
     place = np.minimum((score * bins).astype(np.int64), bins - 1)
-    rows = [
+    rows: list[ScoreBin] = [
         {
             "low": number / bins,
             "high": (number + 1) / bins,

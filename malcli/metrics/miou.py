@@ -4,9 +4,10 @@ Everything here is a mean over human instances; an instance without a usable pre
 Knows nothing of files, scores or detections.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Generic, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,42 @@ IOU_LEVELS = ("0.5", "0.75", "0.9")
 NAMES = ("all", *SIZE_NAMES)
 
 FloatArray = NDArray[np.float64]
+Ids = NDArray[np.int64]
 Scores = dict[str, FloatArray]  # iou, dice, boundary_iou: (N,) in [0, 1]
+Mean = float | None  # None where it is undefined
+Interval = list[float] | None  # [low, high]
+Cell = TypeVar("Cell")  # Mean or Interval
+
+
+class Bounded(TypedDict):
+    """A number with its 95 % interval; each None where it is undefined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class IouMetrics(Generic[Cell]):
+    """The IoU metrics of instances, as means or as their intervals.
+
+    Attributes:
+        miou: By size, as all but the last: {all, small, medium, large}.
+        category_miou: Mean over categories of their mean IoU.
+        dice: Mean Dice.
+        boundary_iou: Mean boundary IoU.
+        iou_over: {level: share of the instances whose IoU is at least 0.5, 0.75, 0.9}.
+    """
+
+    miou: dict[str, Cell]
+    category_miou: dict[str, Cell]
+    dice: dict[str, Cell]
+    boundary_iou: dict[str, Cell]
+    iou_over: dict[str, Cell]
+
+    def to_json(self) -> dict[str, dict[str, Cell]]:
+        """Return {name of the metric: its values}."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
 @dataclass(frozen=True)
@@ -121,71 +157,66 @@ def _hw(rle: Rle) -> tuple[int, int]:
     return rle["size"][0], rle["size"][1]
 
 
-def summarise(scores: dict[str, FloatArray], groups: Groups) -> dict[str, Any]:
+def summarise(scores: Scores, groups: Groups) -> IouMetrics[Mean]:
     """Return the metrics of `eval`: means by size, undefined ones None.
 
     Args:
         scores: As `instance_scores` gives them.
         groups: Of the same instances.
-
-    Returns:
-        `miou`, `category_miou`, `dice`, `boundary_iou`: each {all, small, medium, large};
-        `iou_over`: shares of instances whose IoU is at least 0.5, 0.75, 0.9.
     """
-    return _nested(scores, groups, None)
+    return _by_size(scores, groups, _mean)
 
 
-def intervals(
-    scores: dict[str, FloatArray], groups: Groups, draws: NDArray[np.uint8]
-) -> dict[str, Any]:
-    """Return the nesting of `summarise` with [low, high]: 95 % bootstrap intervals over images.
+def intervals(scores: Scores, groups: Groups, draws: NDArray[np.uint8]) -> IouMetrics[Interval]:
+    """Return 95 % bootstrap intervals over images of what `summarise` gives.
 
     Args:
         scores: As `instance_scores` gives them.
         groups: Of the same instances.
         draws: (R, images) how often each resample holds each image; see `resample_images`.
     """
-    return _nested(scores, groups, draws)
+    return _by_size(scores, groups, partial(_bounds, draws=draws))
 
 
-def _nested(
-    scores: dict[str, FloatArray], groups: Groups, draws: NDArray[np.uint8] | None
-) -> dict[str, Any]:
+def _by_size(
+    scores: Scores, groups: Groups, cell: Callable[[FloatArray, Ids, Ids], Cell]
+) -> IouMetrics[Cell]:
     everything = np.ones(len(groups.image), dtype=bool)
     picked = {"all": everything}
     picked |= {name: groups.size == number for number, name in enumerate(SIZE_NAMES)}
     one = np.zeros(len(groups.image), dtype=np.int64)
 
-    def cells(values: FloatArray, category: NDArray[np.int64]) -> dict[str, Any]:
+    def cells(values: FloatArray, category: Ids) -> dict[str, Cell]:
         return {
-            name: _cell(values[rows], groups.image[rows], category[rows], draws)
+            name: cell(values[rows], groups.image[rows], category[rows])
             for name, rows in picked.items()
         }
 
-    return {
-        "miou": cells(scores["iou"], one),
-        "category_miou": cells(scores["iou"], groups.category),
-        "dice": cells(scores["dice"], one),
-        "boundary_iou": cells(scores["boundary_iou"], one),
-        "iou_over": {
-            level: _cell((scores["iou"] >= float(level)).astype(float), groups.image, one, draws)
+    return IouMetrics(
+        miou=cells(scores["iou"], one),
+        category_miou=cells(scores["iou"], groups.category),
+        dice=cells(scores["dice"], one),
+        boundary_iou=cells(scores["boundary_iou"], one),
+        iou_over={
+            level: cell((scores["iou"] >= float(level)).astype(float), groups.image, one)
             for level in IOU_LEVELS
         },
-    }
+    )
 
 
-def _cell(
-    values: FloatArray,
-    image: NDArray[np.int64],
-    category: NDArray[np.int64],
-    draws: NDArray[np.uint8] | None,
-) -> float | list[float] | None:
-    """Return the mean over categories of their mean, or its interval; None if undefined."""
+def _mean(values: FloatArray, image: Ids, category: Ids) -> Mean:
+    """Return the mean over categories of their mean; None if undefined."""
+    if values.size == 0:
+        return None
+    _, kind = np.unique(category, return_inverse=True)
+    return float((np.bincount(kind, values) / np.bincount(kind)).mean())
+
+
+def _bounds(values: FloatArray, image: Ids, category: Ids, draws: NDArray[np.uint8]) -> Interval:
+    """Return the interval of what `_mean` gives; None if undefined."""
     if values.size == 0:
         return None
     kinds, kind = np.unique(category, return_inverse=True)
-    if draws is None:
-        return float((np.bincount(kind, values) / np.bincount(kind)).mean())
     total, defined = np.zeros(len(draws)), np.zeros(len(draws))
     for number in range(len(kinds)):
         # Only the images of this category: most categories are in few images.
@@ -199,7 +230,7 @@ def _cell(
     return interval(np.where(defined > 0, total / np.maximum(defined, 1), np.nan))
 
 
-def interval(values: FloatArray) -> list[float] | None:
+def interval(values: FloatArray) -> Interval:
     """Return [2.5th, 97.5th] percentiles of resampled values; None if all are NaN."""
     known = values[np.isfinite(values)]
     if known.size == 0:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from malcli.metrics.miou import Bounded
+
 AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
@@ -17,7 +19,7 @@ def retention(
     oracle: Mapping[str, float | None],
     predicted_draws: Mapping[str, NDArray[np.float64]],
     oracle_draws: Mapping[str, NDArray[np.float64]],
-) -> dict[str, dict[str, float | None]]:
+) -> dict[str, Bounded]:
     """Return 100 * AP(predicted) / AP(oracle) for every AP, with a 95 % interval.
 
     Args:
@@ -29,7 +31,7 @@ def retention(
     Returns:
         {name: {value, low, high}}, per cent; None where the oracle's AP is 0 or undefined.
     """
-    result = {}
+    result: dict[str, Bounded] = {}
     for name in AP_NAMES:
         low, high = _interval(predicted_draws[name], oracle_draws[name])
         result[name] = {"value": _ratio(predicted[name], oracle[name]), "low": low, "high": high}

@@ -116,15 +116,17 @@ def test_means_equal_plain_loops():
     for name, (low, high) in limits.items():
         rows = [n for n in range(60) if low <= area[n] < high]
         for key in ("dice", "boundary_iou"):
-            assert found[key][name] == pytest.approx(np.mean([scores[key][n] for n in rows]))
-        assert found["miou"][name] == pytest.approx(np.mean([scores["iou"][n] for n in rows]))
+            assert getattr(found, key)[name] == pytest.approx(
+                np.mean([scores[key][n] for n in rows])
+            )
+        assert found.miou[name] == pytest.approx(np.mean([scores["iou"][n] for n in rows]))
         means = [
             np.mean([scores["iou"][n] for n in rows if category[n] == kind])
             for kind in {int(category[n]) for n in rows}
         ]
-        assert found["category_miou"][name] == pytest.approx(np.mean(means))
+        assert found.category_miou[name] == pytest.approx(np.mean(means))
     for level in ("0.5", "0.75", "0.9"):
-        assert found["iou_over"][level] == np.mean(scores["iou"] >= float(level))
+        assert found.iou_over[level] == np.mean(scores["iou"] >= float(level))
 
 
 def test_size_classes_are_half_open():
@@ -136,8 +138,8 @@ def test_what_has_no_instances_is_null():
     scores = {name: np.zeros(0) for name in ("iou", "dice", "boundary_iou")}
     groups = group_instances(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 4)))
     for tree in (summarise(scores, groups), intervals(scores, groups, resample_images(3, 5, 0))):
-        assert tree["miou"] == {"all": None, "small": None, "medium": None, "large": None}
-        assert tree["iou_over"] == {"0.5": None, "0.75": None, "0.9": None}
+        assert tree.miou == {"all": None, "small": None, "medium": None, "large": None}
+        assert tree.iou_over == {"0.5": None, "0.75": None, "0.9": None}
 
 
 def test_intervals_equal_resampling_the_instances_by_hand():
@@ -158,8 +160,8 @@ def test_intervals_equal_resampling_the_instances_by_hand():
                 scores["iou"][[n for n in rows if category[n] == kind]].mean() for kind in kinds
             ]
             by_category.append(np.mean(means))
-    assert found["miou"]["all"] == pytest.approx(np.percentile(plain, [2.5, 97.5]))
-    assert found["category_miou"]["all"] == pytest.approx(np.percentile(by_category, [2.5, 97.5]))
+    assert found.miou["all"] == pytest.approx(np.percentile(plain, [2.5, 97.5]))
+    assert found.category_miou["all"] == pytest.approx(np.percentile(by_category, [2.5, 97.5]))
 
 
 def test_resamples_hold_as_many_images_and_repeat_with_their_seed():

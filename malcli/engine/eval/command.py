@@ -11,7 +11,7 @@ from malcli.errors import ConfigError
 if TYPE_CHECKING:
     from malcli.engine.eval.encoder.attention import AttentionResult
     from malcli.engine.eval.encoder.clustering import ClusteringResult
-    from malcli.engine.eval.masks import EvalResult
+    from malcli.engine.eval.result import EvalResult
 
 OF_MASKS = ("pred", "oracle", "masks", "compare")
 OF_ENCODERS = ("encoder", "weights", "ids")

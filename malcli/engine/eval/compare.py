@@ -22,7 +22,7 @@ from malcli.engine.eval.read_instances import (
 from malcli.errors import ConfigError
 from malcli.metrics.ap import ApResult, frequency_ap, mask_ap, resample
 from malcli.metrics.clustering import size_intervals, size_means
-from malcli.metrics.miou import interval
+from malcli.metrics.miou import Bounded, interval
 from malcli.metrics.pairing import Instances
 from malcli.records import BoxTable, Problems
 from malcli.report.progress import log
@@ -52,7 +52,7 @@ class Comparison:
     predicted: Instances
     second: Second
     change: FloatArray
-    difference: dict[str, dict[str, float | None]]
+    difference: dict[str, Bounded]
     ap: dict[str, float | None]
     problems: Problems
 
@@ -62,7 +62,7 @@ class Comparison:
         return {
             "pred": str(self.path),
             "checkpoint": self.checkpoint,
-            **self.second.metrics,
+            **self.second.metrics.to_json(),
             "difference": self.difference,
             "better": better,
             "worse": worse,
@@ -86,7 +86,7 @@ class ApComparison:
 
     path: Path
     ap: dict[str, float | None]
-    difference: dict[str, dict[str, float | None]]
+    difference: dict[str, Bounded]
     problems: Problems
 
     def to_json(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def compare_results(
     found = _read_second(config, path, source, sides, problems)
     second = mask_ap(sides.human, found, len(sides.frame.names), keep_cells=bool(len(draws)))
     before, after = resample(first, draws), resample(second, draws)
-    difference: dict[str, dict[str, float | None]] = {}
+    difference: dict[str, Bounded] = {}
     for name, value in second.stats.items():
         old = first.stats[name]
         gap = None if value is None or old is None else value - old
@@ -188,13 +188,11 @@ def compare_masks(
     )
 
 
-def _difference(
-    change: FloatArray, scored: Scored, draws: NDArray[np.uint8]
-) -> dict[str, dict[str, float | None]]:
+def _difference(change: FloatArray, scored: Scored, draws: NDArray[np.uint8]) -> dict[str, Bounded]:
     """Return the mean change by size, with its paired bootstrap interval over images."""
     groups = scored.groups
     bounds = size_intervals(change, groups.size, groups.image, draws) if len(draws) else {}
-    cells: dict[str, dict[str, float | None]] = {}
+    cells: dict[str, Bounded] = {}
     for name, value in size_means(change, groups.size).items():
         low, high = bounds.get(name) or (None, None)
         cells[name] = {"value": value, "low": low, "high": high}

@@ -7,9 +7,8 @@ import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,17 +29,17 @@ from malcli.engine.eval.read_instances import (
     read_predicted,
     refuse_problems,
 )
+from malcli.engine.eval.result import EvalIntervals, EvalResult
 from malcli.geometry.boxes import SIZE_NAMES
 from malcli.metrics.ap import ApResult, box_ap, frequency_ap, mask_ap, resample
-from malcli.metrics.confidence import measure_score
-from malcli.metrics.miou import category_means, interval, resample_images
+from malcli.metrics.confidence import ScoreQuality, measure_score
+from malcli.metrics.miou import Bounded, Interval, category_means, interval, resample_images
 from malcli.metrics.pairing import Instances
 from malcli.metrics.retention import retention
 from malcli.records import BoxTable, Problems, category_names
 from malcli.report.charts import Category
 from malcli.report.html import check_page, eval_page, write_page
 from malcli.report.progress import log
-from malcli.report.shown import Shown
 
 AP_RESAMPLES = 200  # accumulating AP again costs more than a mean
 LVIS_RULES = (
@@ -49,71 +48,9 @@ LVIS_RULES = (
 )
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    pass
 UNKNOWN_CATEGORY = "predictions of categories that --gt does not have (never right)"
 OTHER_NAME = "categories of another name than in --gt"
-IOU_METRICS = ("miou", "category_miou", "dice", "boundary_iou", "iou_over")
-
-
-@dataclass(frozen=True)
-class EvalResult(Shown):
-    """What was measured; every part is None where it is undefined.
-
-    Attributes:
-        gt: The human masks.
-        pred: The masks scored; None if they were made here and not kept.
-        checkpoint: What made the masks, as their file says it.
-        metrics: The IoU metrics: `miou`, `category_miou`, `dice`, `boundary_iou`, `iou_over`.
-        ap: COCO's twelve numbers, mask; with LVIS's frequencies also APr, APc, APf.
-        box_ap: The same of the boxes.
-        baselines: `box` and `ellipse`, each with the IoU metrics.
-        counts: Instances, paired, missing, unmatched, crowd.
-        intervals: The same nesting with [low, high].
-        retention: {AP name: {value, low, high}}, per cent.
-        comparison: The second file of masks or detections.
-        score: How well the masks' scores tell their IoU, as `confidence.measure_score` has it.
-        problems: Records that could not be used.
-        report: The page that was written, if any.
-    """
-
-    gt: Path
-    pred: Path | None
-    checkpoint: str | None
-    metrics: dict[str, Any]
-    ap: dict[str, float | None] | None
-    box_ap: dict[str, float | None] | None
-    baselines: dict[str, Any] | None
-    counts: dict[str, int] | None
-    intervals: dict[str, Any] | None
-    retention: dict[str, Any] | None = None
-    comparison: Comparison | ApComparison | None = None
-    score: dict[str, Any] | None = None
-    problems: Problems = field(default_factory=Problems)
-    report: Path | None = None
-
-    def table(self) -> "RenderableType":
-        """Return what the command prints."""
-        from malcli.report.tables import eval_tables
-
-        return eval_tables(self.to_json())
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the keys of `malcli eval --json`."""
-        return {
-            **self.metrics,
-            "ap": self.ap,
-            "box_ap": self.box_ap,
-            "baselines": self.baselines,
-            "counts": self.counts,
-            "intervals": self.intervals,
-            "retention": self.retention,
-            "compare": None if self.comparison is None else self.comparison.to_json(),
-            "score": self.score,
-            "gt": str(self.gt),
-            "pred": None if self.pred is None else str(self.pred),
-            "checkpoint": self.checkpoint,
-            "problems": self.problems.counts,
-        }
 
 
 def evaluate(config: EvalConfig) -> EvalResult:
@@ -152,7 +89,7 @@ def evaluate(config: EvalConfig) -> EvalResult:
         gt=config.gt,
         pred=config.pred or config.masks,
         checkpoint=checkpoint_of(sides.source),
-        metrics=scored.metrics if scored else dict.fromkeys(IOU_METRICS),
+        metrics=scored.metrics if scored else None,
         ap={**aps["ap"].stats, **frequency_ap(aps["ap"], frequency)},
         box_ap={**aps["box_ap"].stats, **frequency_ap(aps["box_ap"], frequency)},
         baselines=scored.baselines if scored else None,
@@ -216,7 +153,7 @@ def _compare_categories(
             problems.add(OTHER_NAME, f"{number} is {name!a}, in --gt {ours!a}")
 
 
-def _score_quality(sides: Sides, scored: Scored) -> dict[str, Any] | None:
+def _score_quality(sides: Sides, scored: Scored) -> ScoreQuality | None:
     """Return how well the scores tell the IoUs; None if all are equal or they are no shares."""
     partner = scored.pairs.predicted
     drawn = np.flatnonzero([j >= 0 and sides.predicted.rles[j] is not None for j in partner])
@@ -254,23 +191,28 @@ def _intervals(
     aps: Mapping[str, ApResult],
     draws: NDArray[np.uint8],
     frequency: Mapping[int, str],
-) -> dict[str, Any] | None:
+) -> EvalIntervals | None:
     """Return the 95 % intervals of everything, None without resamples."""
     if len(draws) == 0:
         return None
-    bounds = {}
+    bounds: dict[str, dict[str, Interval]] = {}
     for key, value in aps.items():
         known = {**value.stats, **frequency_ap(value, frequency)}
         drawn = resample(value, draws[:AP_RESAMPLES], frequency)
         bounds[key] = {
             name: None if known[name] is None else interval(drawn[name]) for name in drawn
         }
-    return {**(scored.intervals if scored else dict.fromkeys(IOU_METRICS)), **bounds}
+    return EvalIntervals(
+        metrics=scored.intervals if scored else None,
+        baselines=scored.baseline_intervals if scored else None,
+        ap=bounds["ap"],
+        box_ap=bounds["box_ap"],
+    )
 
 
 def _retention(
     config: EvalConfig, sides: Sides, ap: ApResult, draws: NDArray[np.uint8]
-) -> dict[str, Any]:
+) -> dict[str, Bounded]:
     """Return 100 * AP over the AP of `--oracle`, on the same resamples."""
     assert config.oracle is not None
     found = Problems()
@@ -279,7 +221,7 @@ def _retention(
         refuse_problems(config.oracle, found)
     oracle = mask_ap(sides.human, results, len(sides.frame.names), keep_cells=bool(len(draws)))
     few = draws[:AP_RESAMPLES]
-    return dict(retention(ap.stats, oracle.stats, resample(ap, few), resample(oracle, few)))
+    return retention(ap.stats, oracle.stats, resample(ap, few), resample(oracle, few))
 
 
 def _write_report(

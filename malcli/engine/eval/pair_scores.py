@@ -5,13 +5,15 @@ Knows nothing of files or pages.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from malcli.metrics.miou import (
     Groups,
+    Interval,
+    IouMetrics,
+    Mean,
     Scores,
     group_instances,
     intervals,
@@ -31,9 +33,10 @@ FloatArray = NDArray[np.float64]
 class Scored:
     """The IoU metrics of the paired instances, and what pictures are chosen by."""
 
-    metrics: dict[str, Any]
-    baselines: dict[str, Any]
-    intervals: dict[str, Any]
+    metrics: IouMetrics[Mean]
+    baselines: dict[str, IouMetrics[Mean]]  # box, ellipse
+    intervals: IouMetrics[Interval]
+    baseline_intervals: dict[str, IouMetrics[Interval]]
     groups: Groups
     pairs: Pairs
     scores: dict[str, Scores]  # by who made the masks: pred, box, ellipse
@@ -43,7 +46,7 @@ class Scored:
 class Second:
     """The IoU metrics of another side on the same instances."""
 
-    metrics: dict[str, Any]
+    metrics: IouMetrics[Mean]
     pairs: Pairs
     scores: Scores
 
@@ -66,7 +69,8 @@ def score_pairs(human: Instances, predicted: Instances, draws: NDArray[np.uint8]
     return Scored(
         metrics=values.pop("pred"),
         baselines=values,
-        intervals={**bounds.pop("pred"), "baselines": bounds},
+        intervals=bounds.pop("pred"),
+        baseline_intervals=bounds,
         groups=groups,
         pairs=pairs,
         scores=scores,

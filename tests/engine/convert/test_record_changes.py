@@ -312,7 +312,7 @@ def test_masks_come_back_from_open_images_exactly(src, tmp_path):
     assert back[0]["PredictedIoU"] == 0.9
     human = tmp_path / "in/instances_val.json"
     same = evaluate(EvalConfig(gt=tmp_path / "in/boxes.csv", pred=tmp_path / "in/back.json"))
-    assert same.metrics["miou"]["all"] == 1
+    assert same.metrics.miou["all"] == 1
     assert evaluate(EvalConfig(gt=human, pred=human)).counts == same.counts
     again = run(tmp_path / "in/back.json", tmp_path / "in/again.csv")
     assert not [key for key in again.lost if "Predicted" in key]

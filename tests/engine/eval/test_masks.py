@@ -120,7 +120,7 @@ def test_missing_empty_and_skipped_predictions_count_zero(truth, score):
     ]
     result = score(predicted)
     count = len(annotations)
-    assert result.metrics["miou"]["all"] == pytest.approx((count - 3) / count)
+    assert result.metrics.miou["all"] == pytest.approx((count - 3) / count)
     assert result.counts["missing"] == 1
     assert result.counts["paired"] == count - 1
     assert not result.problems.counts
@@ -149,7 +149,7 @@ def test_a_damaged_prediction_counts_zero_and_is_reported(truth, score, segmenta
     annotations = truth["annotations"]
     predicted = [{**annotations[0], "segmentation": segmentation}, *annotations[1:]]
     result = score(predicted)
-    assert result.metrics["miou"]["all"] == pytest.approx(1 - 1 / len(annotations))
+    assert result.metrics.miou["all"] == pytest.approx(1 - 1 / len(annotations))
     assert list(result.problems.counts.values()) == [1]
     assert f"id {annotations[0]['id']}" in next(iter(result.problems.examples.values()))[0]
     with pytest.raises(DataFormatError, match=r"pred\.json.*--strict"):
@@ -161,7 +161,7 @@ def test_a_damaged_human_mask_is_left_out_and_reported(truth, score):
     truth["annotations"][0]["segmentation"] = {"size": [72, 96], "counts": "garbage"}
     del truth["annotations"][1]["segmentation"]
     result = score(good, gt=truth)
-    assert result.metrics["miou"]["all"] == 1
+    assert result.metrics.miou["all"] == 1
     assert result.counts["instances"] == len(good) - 2
     assert list(result.problems.counts.values()) == [2]
     with pytest.raises(DataFormatError, match=r"gt\.json.*--strict"):
@@ -191,7 +191,7 @@ def test_crowd_is_no_instance_but_ap_knows_it(truth, score):
     result = score([skipped, *truth["annotations"][1:]], gt=truth)
     assert result.counts["crowd"] == 1
     assert result.counts["unmatched"] == 0
-    assert result.metrics["miou"]["all"] == 1
+    assert result.metrics.miou["all"] == 1
     assert result.ap["AP"] == pytest.approx(1)
 
 
@@ -199,7 +199,7 @@ def test_renumbered_ids_pair_by_box(truth, score):
     predicted = [dict(record) for record in reversed(truth["annotations"])]
     for number, record in enumerate(predicted, 1):
         record["id"] = number
-    assert score(predicted).metrics["miou"]["all"] == 1
+    assert score(predicted).metrics.miou["all"] == 1
 
 
 def test_limit_and_categories_leave_both_sides_out(truth, score):
@@ -273,7 +273,7 @@ def test_intervals_have_the_nesting_of_the_metrics_and_repeat(truth, score):
             )
     assert set(bounds["baselines"]["box"]) == set(result["baselines"]["box"])
     assert score(predicted, bootstrap=50).to_json() == result
-    assert score(predicted, bootstrap=50, seed=1).intervals != bounds
+    assert score(predicted, bootstrap=50, seed=1).intervals.to_json() != bounds
     json.dumps(result, allow_nan=False)
 
 
@@ -325,7 +325,7 @@ def test_without_pred_the_boxes_of_gt_are_labelled_first(truth, scenes, tmp_path
     assert {name: getattr(asked[0], name) for name in both} == both
     assert asked[0].tta == "flip"  # the default of label
     assert not asked[0].out.exists()
-    assert result.metrics["miou"]["all"] == 1
+    assert result.metrics.miou["all"] == 1
     assert (result.pred, result.checkpoint) == (None, "abc")
     kept = tmp_path / "masks.json"
     assert evaluate(EvalConfig(**settings, masks=kept)).pred == kept
@@ -367,7 +367,7 @@ def test_scores_on_files_need_no_torch(scenes):
         "import sys; from pathlib import Path; from malcli.config.evaluate import EvalConfig\n"
         "from malcli.engine.eval.masks import evaluate\n"
         "path = Path(sys.argv[1])\n"
-        "assert evaluate(EvalConfig(gt=path, pred=path)).metrics['miou']['all'] == 1\n"
+        "assert evaluate(EvalConfig(gt=path, pred=path)).metrics.miou['all'] == 1\n"
         "assert 'torch' not in sys.modules"
     )
     done = subprocess.run(
