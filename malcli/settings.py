@@ -223,6 +223,11 @@ def to_toml(config: Any, command: str) -> str:  # noqa: ANN401
     return "\n".join(lines) + "\n"
 
 
+def flag_of(name: str) -> str:
+    """Return a field's long flag: `crop_size` is `--crop-size`, `from_` is `--from`."""
+    return "--" + name.strip("_").replace("_", "-")
+
+
 def value_type(hint: Any) -> type:  # noqa: ANN401
     """Return the plain type of a field's annotation: `int | None` is int."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
@@ -232,7 +237,7 @@ def value_type(hint: Any) -> type:  # noqa: ANN401
 
 def _checked(item: dataclasses.Field[Any], hint: Any, value: Any) -> Any:  # noqa: ANN401
     """Return the value in the field's type, or raise ConfigError."""
-    flag = "--" + item.name.strip("_").replace("_", "-")
+    flag = flag_of(item.name)
     wanted = value_type(hint)
     if wanted is Path and isinstance(value, str | Path):
         if not str(value):

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from malcli.errors import CheckpointError
-from malcli.files import hash_file, replacing
+from malcli.files import LFS_HEAD, hash_file, replacing
 from malcli.model import locate
 from malcli.model.labeler import Architecture, MaskLabeler, build_labeler
 from malcli.model.released import (
@@ -31,7 +31,6 @@ from malcli.model.selftest import SelfTest, behaves_trained
 from malcli.model.torchfile import is_plain, read_torch, refuse_inflated
 from malcli.version import __version__
 
-LFS_HEAD = b"version https://git-lfs"
 RELEASED_THRESHOLD = (0.1, 0.1, 0.1)  # mal_spec 0
 
 
