@@ -1,4 +1,4 @@
-"""Outputs that appear whole or not at all, and what tells that a file is still what was written.
+"""Outputs that appear whole or not at all.
 
 Whatever is committed is written beside its target, synced, renamed, and the folder is synced, so
 that neither a kill nor a loss of power leaves half of it. What a kill leaves beside the target,
@@ -9,7 +9,6 @@ import contextlib
 import errno
 import functools
 import hashlib
-import json
 import os
 import re
 import secrets
@@ -19,7 +18,6 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from malcli.errors import OutputError, RunError
 
@@ -272,29 +270,6 @@ def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file, as hex."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def seal(values: dict[str, Any]) -> str:
-    """Return an object as JSON that tells when any of it has changed; `unseal` reads it."""
-    return json.dumps({"sha256": _digest(values), **values}, indent=1) + "\n"
-
-
-def unseal(text: bytes) -> dict[str, Any]:
-    """Return the object of a JSON text; one without a digest is taken as it is.
-
-    Raises:
-        ValueError: It was damaged.
-    """
-    values = json.loads(text)
-    if not isinstance(values, dict):
-        raise ValueError("no object")
-    if values.pop("sha256", None) not in (None, _digest(values)):
-        raise ValueError("its checksum differs")
-    return values
-
-
-def _digest(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import json
 import math
+import stat
 import tomllib
 import types
 import typing
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from malcli.errors import ConfigError
+
+LARGEST_RECIPE = 1 << 20  # bytes; those that ship have some hundred
 
 
 def setting(
@@ -159,6 +162,7 @@ def read_recipe(recipe: str, command: str) -> dict[str, Any]:
         return dict(PRESETS[recipe].get(command, {}))
     path = Path(recipe)
     try:
+        _refuse_unfit(path)
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
@@ -174,6 +178,15 @@ def read_recipe(recipe: str, command: str) -> dict[str, Any]:
             f'recipe is command = "{command}"'
         )
     return values
+
+
+def _refuse_unfit(path: Path) -> None:
+    """Refuse a recipe that reading would wait for, or that would fill the memory."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_RECIPE:
+        raise ConfigError(
+            f"{path}: not a readable TOML file: no regular file of up to {LARGEST_RECIPE:,} bytes"
+        )
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:

@@ -32,7 +32,7 @@ FLOORS = (
     "data.boxtable",
     "geometry",
     "report.progress",
-    "config records files",
+    "config records files checksums",
     "data.formats.registry settings",
     "errors version",
 )

@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from malcli.checksums import DamagedError, seal, unseal
 from malcli.data.boxtable.build import assemble
 from malcli.data.boxtable.spill import Spooled, map_arrow, map_numbers
 from malcli.errors import MalcliError
-from malcli.files import commit_folder, folder_beside, hash_file, remove_leftovers, seal, unseal
+from malcli.files import commit_folder, folder_beside, hash_file, remove_leftovers
 from malcli.records import BoxTable, Problems
 from malcli.report.progress import log
 from malcli.version import __version__
@@ -118,7 +119,7 @@ def _load(entry: Path, path: Path, stamp: list[Any]) -> BoxTable:
         raise StaleError
     for name, digest in about["sha256s"].items():
         if hash_file(entry / name) != digest:
-            raise ValueError(f"the checksum of {name} differs")
+            raise DamagedError
     read, judged, images = (_open(entry / f"{name}.arrow") for name in FILES)
     boxes = assemble(read.table, judged.table)
     with (entry / "order").open("rb") as file:

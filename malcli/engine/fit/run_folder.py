@@ -23,9 +23,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from malcli.checksums import DamagedError, seal, unseal
 from malcli.config.fit import FitConfig
 from malcli.errors import CheckpointError, ConfigError, OutputError
-from malcli.files import hash_file, replacing, replacing_folder, seal, unseal
+from malcli.files import hash_file, replacing, replacing_folder
 from malcli.report.progress import log
 from malcli.settings import to_plain, to_toml
 
@@ -242,7 +243,7 @@ def load_state(
         try:
             contents = unseal((folder / "loop.json").read_bytes())
             if contents.pop(TENSORS_HASH, None) not in (None, hash_file(folder / TENSORS)):
-                raise ValueError("its checksum differs")
+                raise DamagedError
             tensors = load_file(folder / TENSORS)
             student.load_state_dict(_part(tensors, "student."))
             teacher.load_state_dict(_part(tensors, "teacher."))

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from malcli import files
+from malcli.checksums import seal, unseal
 from malcli.config.label import LabelConfig
 from malcli.data.boxtable.json_stream import JsonText, open_regular
 from malcli.data.formats.open import recognise
@@ -27,7 +28,7 @@ from malcli.data.formats.parquet import images_path
 from malcli.data.formats.registry import KINDS, folder_of_data
 from malcli.engine.label.crop_sizes import AUTO
 from malcli.errors import DataFormatError, OutputError, RunError
-from malcli.files import replacing, seal, unseal
+from malcli.files import replacing
 from malcli.report.progress import log
 from malcli.version import __version__
 

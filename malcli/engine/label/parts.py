@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from malcli.checksums import DamagedError
 from malcli.data.boxtable.columns import uncollected
 from malcli.data.formats.registry import format_of_output, writer_of
 from malcli.errors import RunError
@@ -193,10 +194,10 @@ class PartFolder:
             file.unlink()
 
     def _read(self, index: int) -> pa.Table:
-        """Return a part; ValueError if its checksum differs."""
+        """Return a part; DamagedError if its checksum differs."""
         content = self.file(index).read_bytes()
         if not _is_sealed(content):
-            raise ValueError("its checksum differs")
+            raise DamagedError
         with pq.ParquetFile(io.BytesIO(content)) as file:
             return file.read(use_threads=False)
 
