@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import json
 import math
+import stat
 import tomllib
 import types
 import typing
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from malcli.errors import ConfigError
+
+LARGEST_RECIPE = 1 << 20  # bytes; those that ship have some hundred
 
 
 def setting(
@@ -159,6 +162,7 @@ def read_recipe(recipe: str, command: str) -> dict[str, Any]:
         return dict(PRESETS[recipe].get(command, {}))
     path = Path(recipe)
     try:
+        _refuse_unfit(path)
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
@@ -174,6 +178,15 @@ def read_recipe(recipe: str, command: str) -> dict[str, Any]:
             f'recipe is command = "{command}"'
         )
     return values
+
+
+def _refuse_unfit(path: Path) -> None:
+    """Refuse a recipe that reading would wait for, or that would fill the memory."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_RECIPE:
+        raise ConfigError(
+            f"{path}: not a readable TOML file: no regular file of up to {LARGEST_RECIPE:,} bytes"
+        )
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
@@ -223,6 +236,11 @@ def to_toml(config: Any, command: str) -> str:  # noqa: ANN401
     return "\n".join(lines) + "\n"
 
 
+def flag_of(name: str) -> str:
+    """Return a field's long flag: `crop_size` is `--crop-size`, `from_` is `--from`."""
+    return "--" + name.strip("_").replace("_", "-")
+
+
 def value_type(hint: Any) -> type:  # noqa: ANN401
     """Return the plain type of a field's annotation: `int | None` is int."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
@@ -232,7 +250,7 @@ def value_type(hint: Any) -> type:  # noqa: ANN401
 
 def _checked(item: dataclasses.Field[Any], hint: Any, value: Any) -> Any:  # noqa: ANN401
     """Return the value in the field's type, or raise ConfigError."""
-    flag = "--" + item.name.strip("_").replace("_", "-")
+    flag = flag_of(item.name)
     wanted = value_type(hint)
     if wanted is Path and isinstance(value, str | Path):
         if not str(value):

@@ -30,8 +30,9 @@ FLOORS = (
     "data.crops data.formats data.scenes model losses metrics",
     "data.images",
     "data.boxtable",
-    "data.folders geometry",
-    "config records files",
+    "geometry",
+    "report.progress",
+    "config records files checksums",
     "data.formats.registry settings",
     "errors version",
 )

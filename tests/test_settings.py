@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import tomllib
 import typing
 from pathlib import Path
@@ -17,6 +18,7 @@ from malcli.settings import (
     PRESETS,
     nearest,
     parse_thresholds,
+    read_recipe,
     resolve,
     to_plain,
     to_toml,
@@ -175,3 +177,17 @@ def test_bad_thresholds_are_refused(text):
 
 def test_nearest_says_nothing_about_words_unlike_any():
     assert nearest("zzzz", ["epochs"]) == ""
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "large"])
+def test_a_recipe_is_a_regular_file_that_fits_into_memory(tmp_path, kind):
+    path = Path("/dev/zero") if kind == "device" else tmp_path / "recipe.toml"
+    if kind == "pipe":
+        os.mkfifo(path)
+    if kind == "folder":
+        path.mkdir()
+    if kind == "large":
+        path.write_text('command = "fit"\n')
+        os.truncate(path, 1 << 40)
+    with pytest.raises(ConfigError, match="not a readable TOML file: no regular file of up to"):
+        read_recipe(str(path), "fit")

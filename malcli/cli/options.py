@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from malcli.settings import PRESETS, value_type
+from malcli.settings import PRESETS, flag_of, value_type
 
 PANEL = "Messages and recipes"
 UNDO = "undo_"  # + field: the hidden `--no-...` of a switch
@@ -64,11 +64,6 @@ def add_command(
     parameters += [_switch(key, text) for key, text in (switches or {}).items()]
     parameters += _common(recipe)
     app.command(name, help=inspect.getdoc(run))(_function(name, run, parameters))
-
-
-def flag_of(name: str) -> str:
-    """Return a field's long flag: `crop_size` is `--crop-size`, `from_` is `--from`."""
-    return "--" + name.strip("_").replace("_", "-")
 
 
 def _function(name: str, run: Run, parameters: list[inspect.Parameter]) -> Callable[..., None]:

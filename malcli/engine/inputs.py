@@ -6,6 +6,7 @@ Opens no image beyond its header, and loads no network.
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,16 @@ FILE_KINDS = tuple(
 HEADER_STATUS = (STATUS_OK, *map(skipped, IMAGE_REASONS))
 
 
+def open_table(config: LabelConfig) -> BoxTable:
+    """Read the boxes.
+
+    Raises:
+        DataFormatError: The annotations cannot be understood.
+    """
+    table = open_boxes(config.boxes, config.format, config.images, with_masks=False)
+    return select(table, config.categories, config.limit)
+
+
 def open_data(config: LabelConfig) -> tuple[BoxTable, ImageFolder]:
     """Read the boxes and find their images.
 
@@ -33,11 +44,7 @@ def open_data(config: LabelConfig) -> tuple[BoxTable, ImageFolder]:
         DataFormatError: The annotations cannot be understood.
         MissingImageError: None of the images is there.
     """
-    table = select(
-        open_boxes(config.boxes, config.format, config.images, with_masks=False),
-        config.categories,
-        config.limit,
-    )
+    table = open_table(config)
     folder = find_images(config.boxes, table, config.images)
     log(
         f"{config.boxes}: {table.boxes.num_rows} boxes in {table.images.num_rows} images; these in "
@@ -87,13 +94,17 @@ def report_problems(problems: Problems, kinds: Sequence[str] = ()) -> None:
                 log(f"  {example}")
 
 
-def refuse_problems(table: BoxTable) -> None:
-    """Raise DataFormatError if any record is bad: what `--strict` asks for."""
-    counts = sorted(table.problems.counts.items())
+def refuse_problems(path: Path, problems: Problems) -> None:
+    """Refuse records that cannot be used: what `--strict` asks for.
+
+    Raises:
+        DataFormatError: There are any.
+    """
+    counts = sorted(problems.counts.items())
     if counts:
-        examples = [example for shown in table.problems.examples.values() for example in shown]
+        examples = [example for shown in problems.examples.values() for example in shown]
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts)
-        raise DataFormatError(table.path, f"--strict: {kinds}; first: {examples[0]}")
+        raise DataFormatError(path, f"--strict: {kinds}; first: {examples[0]}")
 
 
 def check_headers(

@@ -25,6 +25,11 @@ class RleError(ValueError):
     """A mask cannot be understood; the message says why, without the place."""
 
 
+def hw_of(rle: Rle) -> tuple[int, int]:
+    """Return (height, width) of the image that a mask is of."""
+    return rle["size"][0], rle["size"][1]
+
+
 def encode_crop(
     mask_hw: NDArray[np.bool_] | NDArray[np.uint8], x: int, y: int, image_hw: tuple[int, int]
 ) -> Rle:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from malcli.geometry.boxes import SIZE_NAMES, size_class
-from malcli.geometry.rle import empty_rle, rle_box
+from malcli.geometry.rle import empty_rle, hw_of, rle_box
 from malcli.metrics.matching import mask_iou
 from malcli.metrics.shapes import (
     Shape,
@@ -127,7 +127,7 @@ def scores_of_all(
 def _mask_scores(
     human: Sequence[Rle], edges: Sequence[Shape], predicted: Sequence[Rle | None]
 ) -> Scores:
-    filled = [p or empty_rle(_hw(h)) for h, p in zip(human, predicted, strict=True)]
+    filled = [p or empty_rle(hw_of(h)) for h, p in zip(human, predicted, strict=True)]
     iou = mask_iou(human, filled)
     return _scores(iou, _boundary_iou(iou, edges, filled))
 
@@ -151,10 +151,6 @@ def _both_thin(human: Shape, predicted: Rle) -> bool:
 
 def _scores(iou: FloatArray, boundary_iou: FloatArray) -> Scores:
     return {"iou": iou, "dice": 2 * iou / (1 + iou), "boundary_iou": boundary_iou}
-
-
-def _hw(rle: Rle) -> tuple[int, int]:
-    return rle["size"][0], rle["size"][1]
 
 
 def summarise(scores: Scores, groups: Groups) -> IouMetrics[Mean]:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from malcli.geometry.rle import decode_windows, rle_box
+from malcli.geometry.rle import decode_windows, hw_of, rle_box
 from malcli.records import Rle
 
 BOUNDARY_RATIO = 0.02  # of the image's diagonal, as in the Boundary IoU paper for COCO
@@ -54,7 +54,7 @@ def decode_shapes(rles: Sequence[Rle]) -> list[Shape]:
     windows = [(x, y, x + w, y + h) for x, y, w, h in map(rle_box, rles)]
     masks = decode_windows(rles, windows)
     return [
-        Shape(window[0], window[1], np.ascontiguousarray(mask).view(np.bool_), _hw(rle))
+        Shape(window[0], window[1], np.ascontiguousarray(mask).view(np.bool_), hw_of(rle))
         for rle, window, mask in zip(rles, windows, masks, strict=True)
     ]
 
@@ -127,7 +127,3 @@ def _iou(a: Shape, b: Shape) -> float:
     both = int(np.count_nonzero(cut_a & cut_b))
     either = int(np.count_nonzero(a.mask)) + int(np.count_nonzero(b.mask)) - both
     return both / either if either else 0.0
-
-
-def _hw(rle: Rle) -> tuple[int, int]:
-    return rle["size"][0], rle["size"][1]

@@ -4,6 +4,7 @@ Checkpoints of the released code and of TAO are read as they are; no code in a f
 """
 
 import errno
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -16,8 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from malcli.checksums import DamagedError, checksum, unseal
 from malcli.errors import CheckpointError
-from malcli.files import hash_file, replacing
+from malcli.files import LFS_HEAD, hash_file, replacing
 from malcli.model import locate
 from malcli.model.labeler import Architecture, MaskLabeler, build_labeler
 from malcli.model.released import (
@@ -31,7 +33,7 @@ from malcli.model.selftest import SelfTest, behaves_trained
 from malcli.model.torchfile import is_plain, read_torch, refuse_inflated
 from malcli.version import __version__
 
-LFS_HEAD = b"version https://git-lfs"
+TENSORS_HASH = "tensors_sha256"
 RELEASED_THRESHOLD = (0.1, 0.1, 0.1)  # mal_spec 0
 
 
@@ -81,8 +83,9 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = tor
         "threshold": list(checkpoint.threshold),
         "settings": checkpoint.settings,
         "quality": checkpoint.quality,
+        TENSORS_HASH: _hash_tensors(tensors),
     }
-    text = json.dumps(meta, sort_keys=True)
+    text = json.dumps({"sha256": checksum(meta), **meta}, sort_keys=True)
     with replacing(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
@@ -268,15 +271,26 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"or give the folder of a malcli fit"
         ) from None
     try:
-        meta = json.loads(text) if text is not None else None
+        meta = unseal(text or "")
+        if meta.get(TENSORS_HASH) not in (None, _hash_tensors(tensors)):
+            raise DamagedError
+    except DamagedError as error:
+        raise CheckpointError(f"{path}: damaged ({error}); copy it again") from None
     except (ValueError, RecursionError):
-        meta = None
-    if not isinstance(meta, dict):
         raise CheckpointError(
             f"{path}: safetensors, but not of malcli (no configuration inside); to start a fit "
             f"from it, give it as --weights"
-        )
+        ) from None
     return meta, tensors
+
+
+def _hash_tensors(tensors: dict[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors with their names, types and shapes."""
+    whole = hashlib.sha256()
+    for key, value in sorted(tensors.items()):
+        whole.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
+        whole.update(value.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return whole.hexdigest()
 
 
 def _build(architecture: Architecture, path: Path) -> MaskLabeler:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from malcli.errors import OutputError
-from malcli.files import replacing
+from malcli.files import refuse_foreign_file, refuse_special, replacing
 from malcli.report.blocks import GENERATOR, gallery, jumps, page_of, problem_list, section, table
 from malcli.report.charts import Category, category_bars, iou_histograms, reliability
 from malcli.report.plots import Example
@@ -43,12 +43,9 @@ def check_page(path: Path, inputs: Sequence[Path | None], overwrite: bool = Fals
         raise OutputError(f"{path}: --report is also an input; give it another name")
     if path.is_dir():
         raise OutputError(f"{path}: --report is a folder; give a file, such as report.html")
-    if path.exists() and not overwrite:
-        with path.open("rb") as file:
-            if GENERATOR.encode() not in file.read(1024):
-                raise OutputError(
-                    f"{path}: exists and is no report of malcli; give another name or --overwrite"
-                )
+    refuse_special(path)
+    if not overwrite:
+        refuse_foreign_file(path, GENERATOR, "report")
 
 
 def write_page(path: Path, page: str) -> None:

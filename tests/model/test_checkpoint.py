@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import random
 import resource
 from pathlib import Path
 
@@ -166,10 +167,33 @@ def test_damage_anywhere_in_the_header_is_named_or_harmless(saved, tmp_path):
     assert all(line.startswith(str(path)) and "\n" not in line for line in refused.values())
 
 
+def test_flipped_bits_are_noticed_or_harmless(tiny, saved, tmp_path):
+    path, content, rng = tmp_path / "flipped.safetensors", saved.read_bytes(), random.Random(0)
+    header = 8 + int.from_bytes(content[:8], "little")
+    places = [rng.randrange(header) for _ in range(40)]
+    places += [rng.randrange(header, len(content)) for _ in range(20)]
+    noticed = 0
+    for place in places:
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            loaded = load_checkpoint(path)
+        except CheckpointError:
+            noticed += 1
+            continue
+        assert place < header
+        assert loaded.threshold == tiny.threshold
+        assert all(torch.equal(v, states(tiny)[k]) for k, v in states(loaded).items())
+    assert noticed >= 50
+
+
 def rewrite(saved, path, change):
-    """Write a copy whose configuration was changed."""
+    """Write a copy whose configuration was changed by somebody, who left the checksums out."""
     with safe_open(saved, framework="pt") as file:
         meta = json.loads(file.metadata()["malcli"])
+    del meta["sha256"], meta["tensors_sha256"]
+    with safe_open(saved, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     change(meta, tensors)
     save_file(tensors, path, {"malcli": json.dumps(meta)})

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, TypeVar
 import msgspec
 
 from malcli.errors import DataFormatError
+from malcli.files import LFS_HEAD
 
 WINDOW = 1 << 20  # bytes read at a time; larger windows are slower (cache)
 MAX_VALUE = 1 << 28  # characters of one value: an annotation, or all the categories
@@ -23,7 +24,6 @@ MAX_BATCH = 1 << 25  # characters of one batch of values
 MOST_BLANKS = 256  # characters between two elements
 LONGEST_TOKEN = 16  # characters; a token cut at the window's end fails this near to it
 OPEN_STRING = "Unterminated string"  # how the scanner says it
-LFS_POINTER = b"version https://git-lfs"
 
 Columns = TypeVar("Columns")
 _decode = json.JSONDecoder().raw_decode
@@ -47,7 +47,7 @@ def open_regular(path: Path) -> BinaryIO:
         if not stat.S_ISREG(mode):
             raise DataFormatError(path, "is not a regular file; save the annotations to one")
         file = path.open("rb")
-        head = file.read(len(LFS_POINTER))
+        head = file.read(len(LFS_HEAD))
         file.seek(0)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
@@ -62,7 +62,7 @@ def open_regular(path: Path) -> BinaryIO:
 def _problem_of_head(head: bytes) -> str:
     if not head:
         return "is empty; copy or download it again"
-    if head == LFS_POINTER:
+    if head == LFS_HEAD:
         return "is a Git LFS pointer, not the file itself; run `git lfs pull`"
     if head.startswith((b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
         return "is compressed; unpack it first"

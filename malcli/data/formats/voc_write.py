@@ -14,13 +14,13 @@ import pyarrow.compute as pc
 from malcli.data.boxtable.build import ROWS, ImageRows
 from malcli.data.boxtable.checks import short
 from malcli.data.boxtable.columns import take_ids
-from malcli.data.folders import refuse_foreign, replacing_folder
 from malcli.data.formats.losses import losses_of
 from malcli.data.formats.voc import ANNOTATIONS, CORNERS, DIGITS, KEPT, LISTS, SPLITS
 from malcli.data.formats.xml_text import tag_text
 from malcli.data.formats.yolo_write import split_of
 from malcli.data.images.find import image_path
 from malcli.errors import BadImage, OutputError
+from malcli.files import refuse_foreign_folder, replacing_folder
 from malcli.records import BoxTable, Record, category_names, to_records
 
 MARK = "<!-- Made by malcli. -->"
@@ -50,7 +50,7 @@ def refuse_other_voc(root: Path) -> None:
                 return MARK.encode() in file.read(80)
         return path.parent == Path(LISTS) and path.suffix == ".txt"
 
-    refuse_foreign(root, is_ours)
+    refuse_foreign_folder(root, is_ours)
 
 
 def write_voc(

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from malcli.data.boxtable.build import ImageRows
 from malcli.data.boxtable.columns import take_ids
-from malcli.data.folders import refuse_foreign, replacing_folder
 from malcli.data.formats.losses import losses_of
 from malcli.data.formats.yolo_read import label_path
 from malcli.data.images.find import image_path
 from malcli.errors import BadImage
+from malcli.files import refuse_foreign_folder, replacing_folder
 from malcli.geometry.polygons import bridge, polygons_of
 from malcli.geometry.rle import RleError, from_segmentation
 from malcli.records import BoxTable, Record, category_names
@@ -106,7 +106,7 @@ def refuse_other_yolo(root: Path) -> None:
             return path.suffix == ".txt"
         return path.parts == ("data.yaml",)
 
-    refuse_foreign(root, lambda path: marked and is_ours(path))
+    refuse_foreign_folder(root, lambda path: marked and is_ours(path))
 
 
 def has_masks(table: BoxTable) -> bool:

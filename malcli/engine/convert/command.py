@@ -2,7 +2,6 @@
 
 import filecmp
 import os
-import tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from malcli.data.formats.registry import FORMATS, Format, format_of_output, inpu
 from malcli.data.images.find import find_images
 from malcli.engine.convert.record_changes import Changes
 from malcli.errors import ConfigError, MissingImageError, OutputError
-from malcli.files import write_error
+from malcli.files import folder_beside, refuse_special
 from malcli.records import BoxTable, Problems
 from malcli.report.progress import log
 from malcli.report.shown import Shown
@@ -97,8 +96,8 @@ def convert_annotations(config: ConvertConfig) -> ConvertResult:
     _report(table.problems)
     dst = outputs[0]
     if unchanged := any(map(_is_there, outputs)) and not config.overwrite:
-        with _folder_beside(dst) as folder:
-            again = Path(folder) / dst.name
+        with folder_beside(dst) as folder:
+            again = folder / dst.name
             changes, written, lost = _write(config, again, to, table)
             _refuse_other(to.outputs(again), outputs, config.dst)
     else:
@@ -171,6 +170,7 @@ def _is_there(path: Path) -> bool:
 def _refuse_source(sources: list[Path], targets: list[Path], to: Format) -> None:
     """Refuse a target of the wrong kind, or one of the source's files by any name."""
     for path in targets:
+        refuse_special(path)
         if path.exists() and any(src.exists() and path.samefile(src) for src in sources):
             raise OutputError(f"{path}: is also the input; choose another output")
         if path.is_dir() and not to.is_folder and not path.name.endswith("-masks"):
@@ -178,14 +178,6 @@ def _refuse_source(sources: list[Path], targets: list[Path], to: Format) -> None
         if path.is_file() and to.is_folder:
             inside = f", or data{to.suffixes[0]} in one" if to.suffixes else ""
             raise OutputError(f"{path}: is a file; name a folder{inside}")
-
-
-def _folder_beside(dst: Path) -> tempfile.TemporaryDirectory[str]:
-    """Return a hidden folder on the disk of dst, removed with its content."""
-    try:
-        return tempfile.TemporaryDirectory(prefix=f".{dst.name}.", dir=dst.parent)
-    except OSError as error:
-        raise write_error(error, dst) from error
 
 
 def _refuse_other(made: list[Path], there: list[Path], dst: Path) -> None:

@@ -7,12 +7,13 @@ from typing import Any
 
 from malcli.config.convert import ConvertConfig
 from malcli.errors import CheckpointError, ConfigError, OutputError
-from malcli.files import hash_file
+from malcli.files import hash_file, refuse_special
 from malcli.model.checkpoint import check_file, load_checkpoint, save_checkpoint
 from malcli.model.locate import settings_of
 from malcli.model.selftest import SelfTest, behaves_trained
 from malcli.report.progress import log
 from malcli.report.shown import Shown
+from malcli.settings import flag_of
 
 SUFFIX = ".safetensors"
 OF_ANNOTATIONS = (
@@ -86,12 +87,14 @@ def _refuse_settings(config: ConvertConfig) -> None:
         raise ConfigError(f"{config.dst}: weights are written as {SUFFIX}; name the output so")
     given = [name for name in OF_ANNOTATIONS if getattr(config, name)]
     if given:
-        flag = given[0].strip("_").replace("_", "-")
-        raise ConfigError(f"--{flag}: {config.src} holds weights; this is for annotations")
+        raise ConfigError(
+            f"{flag_of(given[0])}: {config.src} holds weights; this is for annotations"
+        )
 
 
 def _refuse_target(config: ConvertConfig) -> None:
     """Refuse a target that is a folder, or the source by any name."""
+    refuse_special(config.dst)
     if config.dst.is_dir():
         raise OutputError(f"{config.dst}: is a folder; name a file")
     if config.dst.exists() and config.dst.samefile(config.src):

@@ -17,8 +17,8 @@ from malcli.engine.eval.read_instances import (
     checkpoint_of,
     open_predicted,
     read_predicted,
-    refuse_problems,
 )
+from malcli.engine.inputs import refuse_problems
 from malcli.errors import ConfigError
 from malcli.metrics.ap import ApResult, frequency_ap, mask_ap, resample
 from malcli.metrics.clustering import size_intervals, size_means

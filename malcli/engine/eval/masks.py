@@ -27,9 +27,9 @@ from malcli.engine.eval.read_instances import (
     read_frame,
     read_human,
     read_predicted,
-    refuse_problems,
 )
 from malcli.engine.eval.result import EvalIntervals, EvalResult
+from malcli.engine.inputs import refuse_problems
 from malcli.geometry.boxes import SIZE_NAMES
 from malcli.metrics.ap import ApResult, box_ap, frequency_ap, mask_ap, resample
 from malcli.metrics.confidence import ScoreQuality, measure_score

@@ -177,16 +177,6 @@ def checkpoint_of(source: BoxTable | Path) -> str | None:
     return None if checkpoint is None else str(checkpoint)
 
 
-def refuse_problems(path: Path, problems: Problems) -> None:
-    """Refuse records that cannot be used: what `--strict` asks for.
-
-    Raises:
-        DataFormatError: There are any.
-    """
-    for kind, examples in problems.examples.items():
-        raise DataFormatError(path, f"--strict: {problems.counts[kind]} {kind}: {examples[0]}")
-
-
 def _records(table: BoxTable) -> Iterator[list[Record]]:
     for begin in range(0, table.boxes.num_rows, CHUNK):
         rows = np.arange(begin, min(begin + CHUNK, table.boxes.num_rows))

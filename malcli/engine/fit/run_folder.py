@@ -23,13 +23,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from malcli.checksums import DamagedError, seal, unseal
 from malcli.config.fit import FitConfig
 from malcli.errors import CheckpointError, ConfigError, OutputError
-from malcli.files import beside, hash_file, replacing, sync, write_error
+from malcli.files import hash_file, replacing, replacing_folder
 from malcli.report.progress import log
 from malcli.settings import to_plain, to_toml
 
 KEPT_STATES = 2
+TENSORS = "tensors.safetensors"
+TENSORS_HASH = "tensors_sha256"
 HASH = "_sha256"  # of an input, in the settings that a run keeps
 # Settings that a resumed run may change.
 FREE_SETTINGS = {
@@ -151,7 +154,8 @@ def prepare_folder(run: Path, config: FitConfig, continued: bool) -> None:
 
 def finish(run: Path) -> None:
     """Mark a run as finished."""
-    (run / "state" / "finished").touch()
+    with replacing(run / "state" / "finished") as temporary:
+        temporary.touch()
 
 
 def append_line(run: Path, values: dict[str, Any]) -> None:
@@ -212,20 +216,11 @@ def save_state(
         tensors |= {f"optimizer.{number}.{key}": value for key, value in values.items()}
     contents = asdict(loop) | {"scaler": scaler.state_dict() if scaler else {}}
     folder = run / "state" / f"step-{loop.step:08d}"
-    temporary = beside(folder)
-    try:
-        temporary.mkdir(parents=True)
+    with replacing_folder(folder) as made:
         plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        save_file(plain, temporary / "tensors.safetensors")
-        (temporary / "loop.json").write_text(json.dumps(contents), encoding="utf-8")
-        for name in ("tensors.safetensors", "loop.json"):
-            sync(temporary / name)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-        sync(folder.parent)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise write_error(error, folder) from error
+        save_file(plain, made / TENSORS)
+        contents[TENSORS_HASH] = hash_file(made / TENSORS)
+        (made / "loop.json").write_text(seal(contents), encoding="utf-8")
     # Also what a kill left of an unfinished state: only this process writes here.
     for old in (*_states(run)[:-KEPT_STATES], *folder.parent.glob(".step-*.tmp")):
         shutil.rmtree(old, ignore_errors=True)
@@ -246,8 +241,10 @@ def load_state(
     states = _states(run)
     for folder in reversed(states):
         try:
-            tensors = load_file(folder / "tensors.safetensors")
-            contents = json.loads((folder / "loop.json").read_text(encoding="utf-8"))
+            contents = unseal((folder / "loop.json").read_bytes())
+            if contents.pop(TENSORS_HASH, None) not in (None, hash_file(folder / TENSORS)):
+                raise DamagedError
+            tensors = load_file(folder / TENSORS)
             student.load_state_dict(_part(tensors, "student."))
             teacher.load_state_dict(_part(tensors, "teacher."))
             _load_optimizer(optimizer, _part(tensors, "optimizer."))

@@ -138,7 +138,7 @@ def _dry_run(config: LabelConfig) -> LabelResult:
     result.problems = table.problems
     inputs.report_problems(table.problems)
     if config.strict:
-        inputs.refuse_problems(table)
+        inputs.refuse_problems(table.path, table.problems)
     return result
 
 
@@ -167,23 +167,28 @@ class _Start:
         manifest = jobs.find_unfinished(job, self.out, self.config.overwrite)
         if self.config.resume and manifest is None:
             log(f"{self.out}: nothing to resume; starting")
+        folder = None
         with self.clock.cpu("read"):
-            table, folder = inputs.open_data(self.config)
+            if self.config.merge:  # looks at no image
+                table = inputs.open_table(self.config)
+            else:
+                table, folder = inputs.open_data(self.config)
             self.result.problems = table.problems
-            if self.config.strict:
+            if self.config.strict and folder:
                 inputs.check_images(self.config, table, folder)
         inputs.report_problems(table.problems)
         if self.config.strict:
-            inputs.refuse_problems(table)
+            inputs.refuse_problems(table.path, table.problems)
         parts = PartFolder(jobs.parts_path(self.out), table)
         mine = [] if self.config.merge else list(range(len(parts)))[self.share]
-        if manifest is None and (mine or not len(parts)):
+        if manifest is None and folder and (mine or not len(parts)):
             manifest = self._begin(job, parts, folder)
         if manifest is None:
             log("label: no part belongs to this share")
             return self.result
         self._check_plan(manifest, parts)
-        self._label(parts, mine, manifest, folder)
+        if folder:
+            self._label(parts, mine, manifest, folder)
         return self._end(job, manifest, parts, mine)
 
     def _job(self) -> Job:

@@ -10,9 +10,7 @@ Knows nothing of networks, and reads no box.
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from malcli import files
+from malcli.checksums import seal, unseal
 from malcli.config.label import LabelConfig
 from malcli.data.boxtable.json_stream import JsonText, open_regular
 from malcli.data.formats.open import recognise
@@ -29,9 +28,11 @@ from malcli.data.formats.parquet import images_path
 from malcli.data.formats.registry import KINDS, folder_of_data
 from malcli.engine.label.crop_sizes import AUTO
 from malcli.errors import DataFormatError, OutputError, RunError
-from malcli.files import replacing, write_error
+from malcli.files import replacing
 from malcli.report.progress import log
 from malcli.version import __version__
+
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -132,20 +133,11 @@ def hash_input(path: Path) -> str:
     else:
         files = [one for one in (path, images_path(path)) if one == path or one.is_file()]
     if files == [path]:
-        return hash_file(path)
+        open_regular(path).close()
+        return _digest(path)
     base = path if path.is_dir() else path.parent
     listing = [(str(one.relative_to(base)), _digest(one)) for one in files]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file.
-
-    Raises:
-        DataFormatError: Missing or unreadable.
-    """
-    open_regular(path).close()
-    return _digest(path)
 
 
 def _digest(path: Path) -> str:
@@ -255,9 +247,9 @@ def read_manifest(out: Path) -> Manifest | None:
     Raises:
         OutputError: It cannot be understood.
     """
-    path = parts_path(out) / "manifest.json"
+    path = parts_path(out) / MANIFEST
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = unseal(path.read_bytes())
         small, medium, large = (float(value) for value in values.pop("threshold"))
         job = Job(**values.pop("job"))
         manifest = Manifest(job=job, threshold=(small, medium, large), **values)
@@ -281,31 +273,18 @@ def write_manifest(out: Path, manifest: Manifest) -> Manifest:
         OutputError: The folder cannot be written to.
         RunError: The disk is full.
     """
-    folder = parts_path(out)
-    path = folder / "manifest.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="start-", dir=folder) as start:
-            draft = Path(start) / "manifest.json"
-            draft.write_text(_text(manifest), encoding="utf-8")
-            try:
-                os.link(draft, path)  # unlike a rename, it does not replace
-            except FileExistsError:
-                pass
-            except OSError:  # a file system without links: two first starts at once are rare
-                os.replace(draft, path)
-    except OSError as error:
-        raise write_error(error, path) from error
+    with replacing(parts_path(out) / MANIFEST, first_wins=True) as temporary:
+        temporary.write_text(_text(manifest), encoding="utf-8")
     return read_manifest(out) or manifest
 
 
 def with_batch_size(out: Path, manifest: Manifest, batch_size: int) -> Manifest:
     """Record a smaller batch, for the parts to come."""
     changed = dataclasses.replace(manifest, batch_size=batch_size)
-    with replacing(parts_path(out) / "manifest.json") as temporary:
+    with replacing(parts_path(out) / MANIFEST) as temporary:
         temporary.write_text(_text(changed), encoding="utf-8")
     return changed
 
 
 def _text(manifest: Manifest) -> str:
-    return json.dumps(dataclasses.asdict(manifest), indent=1) + "\n"
+    return seal(dataclasses.asdict(manifest))

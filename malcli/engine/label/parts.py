@@ -1,19 +1,20 @@
 """The parts of a labelling job: the plan, the part files, and the way back into input order.
 
     OUT.parts/part-00003.parquet   one row a box of part 3
-    OUT.parts/merge-.../           of a merge under way
+    OUT.parts/.merge....tmp/       of a merge under way
 
 A part is whole images in input order, about 1,024 boxes; it is the unit of work and of commit, so
-results do not depend on shards, processes or restarts. Knows nothing of networks, images or jobs.
+results do not depend on shards, processes or restarts. Between its pages and its footer, where no
+reader of Parquet looks, lies the SHA-256 of all other bytes: a part that a disk damaged is made
+again. Knows nothing of networks, images or jobs.
 """
 
 import contextlib
 import dataclasses
-import gc
+import hashlib
+import io
 import os
 import re
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -26,11 +27,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from malcli.data.formats.parquet import images_path
+from malcli.checksums import DamagedError
+from malcli.data.boxtable.columns import uncollected
 from malcli.data.formats.registry import format_of_output, writer_of
 from malcli.errors import RunError
-from malcli.files import replacing, sync, write_error
+from malcli.files import folder_beside, replacing
 from malcli.records import BoxTable, Record, to_records
+from malcli.report.progress import log
 
 PART_BOXES = 1024
 BUCKETS = 200  # files that a merge sorts into; more would meet the limit of open files
@@ -95,7 +98,7 @@ class PartFolder:
         self.path = path
         self.table = table
         self.bounds = plan(table.starts, table.boxes.num_rows, PART_BOXES)
-        self._done: set[int] = set()
+        self._done: dict[int, Counter[str]] = {}  # parts with their boxes of each status
 
     def __len__(self) -> int:
         """Return the number of parts."""
@@ -110,17 +113,24 @@ class PartFolder:
         return self.path / f"part-{index:05d}.parquet"
 
     def is_done(self, index: int) -> bool:
-        """Return whether a part is there, whole, and holds the part's boxes."""
+        """Return whether a part is there, whole, and holds the part's boxes; a damaged one is told.
+
+        What was found once is not looked at again.
+        """
         if index not in self._done:
             try:
-                part = pq.read_table(self.file(index))
-            except (OSError, ValueError, pa.ArrowException):
+                part = self._read(index)
+                if part.schema != SCHEMA:
+                    raise ValueError("has other columns")
+                if not np.array_equal(part["row"].to_numpy(), np.sort(self.rows(index))):
+                    raise ValueError("holds other boxes")
+            except FileNotFoundError:
                 return False
-            if part.schema != SCHEMA:
+            except (OSError, ValueError, pa.ArrowException) as error:
+                reason = str(error).partition("\n")[0][:80]
+                log(f"{self.file(index)}: cannot be used ({reason}); it has to be made again")
                 return False
-            if not np.array_equal(part["row"].to_numpy(), np.sort(self.rows(index))):
-                return False
-            self._done.add(index)
+            self._done[index] = Counter(part["status"].to_pylist())
         return True
 
     def missing(self, share: Sequence[int] | None = None) -> list[int]:
@@ -144,16 +154,17 @@ class PartFolder:
         """
         names, columns = SCHEMA.names, zip(*sorted(outcomes, key=itemgetter(0)), strict=True)
         table = pa.table(dict(zip(names, map(list, columns), strict=True)), schema=SCHEMA)
-        with replacing(self.file(index)) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
-        self._done.add(index)
+        made = io.BytesIO()
+        pq.write_table(table, made, compression="zstd")
+        with replacing(self.file(index), sweep=False) as temporary:  # goes with the whole folder
+            temporary.write_bytes(_sealed(made.getvalue()))
+        self._done[index] = Counter(one.status for one in outcomes)
 
     def count(self, share: Sequence[int] | None = None) -> dict[str, int]:
         """Return the boxes of each status in a share's parts (None: all); they are done."""
         counts: Counter[str] = Counter()
         for index in range(len(self)) if share is None else share:
-            column = pq.read_table(self.file(index), columns=["status"])["status"]
-            counts.update(column.to_pylist())
+            counts.update(self._done[index])
         return dict(sorted(counts.items()))
 
     def in_order(self, scratch: Path) -> Iterator[pa.Table]:
@@ -172,7 +183,7 @@ class PartFolder:
             writers = [stack.enter_context(pa.ipc.new_stream(str(file), SCHEMA)) for file in files]
             for begin in range(0, len(self), PARTS_READ):
                 group = range(begin, min(begin + PARTS_READ, len(self)))
-                rows = _sorted([self._read(index) for index in group])
+                rows = _sorted([self._read_again(index) for index in group])
                 places = np.searchsorted(rows["row"].to_numpy(), bounds)
                 for number, (start, stop) in enumerate(pairwise(places)):
                     if stop > start:
@@ -183,8 +194,42 @@ class PartFolder:
             file.unlink()
 
     def _read(self, index: int) -> pa.Table:
-        with pq.ParquetFile(self.file(index)) as file:
+        """Return a part; DamagedError if its checksum differs."""
+        content = self.file(index).read_bytes()
+        if not _is_sealed(content):
+            raise DamagedError
+        with pq.ParquetFile(io.BytesIO(content)) as file:
             return file.read(use_threads=False)
+
+    def _read_again(self, index: int) -> pa.Table:
+        """Return a part that was found done, maybe days ago."""
+        try:
+            return self._read(index)
+        except ValueError as error:
+            raise RunError(
+                f"{self.file(index)}: was damaged since it was made ({error}); start the same "
+                f"command again, which makes it again"
+            ) from error
+
+
+def _sealed(content: bytes) -> bytes:
+    """Return a Parquet file with the SHA-256 of its bytes before its footer."""
+    footer = _footer(content)
+    return content[:footer] + hashlib.sha256(content).digest() + content[footer:]
+
+
+def _is_sealed(content: bytes) -> bool:
+    """Return whether a Parquet file is what `_sealed` returned, to the bit."""
+    footer = _footer(content)
+    seal = max(footer - hashlib.sha256().digest_size, 0)
+    rest = hashlib.sha256(content[:seal])
+    rest.update(content[footer:])
+    return content[seal:footer] == rest.digest()
+
+
+def _footer(content: bytes) -> int:
+    """Return where the footer begins: its length stands before the last four bytes, `PAR1`."""
+    return max(len(content) - 8 - int.from_bytes(content[-8:-4], "little"), 0)
 
 
 def _sorted(tables: list[pa.Table]) -> pa.Table:
@@ -206,7 +251,7 @@ def missing_error(folder: Path, missing: Sequence[int], parts: int) -> RunError:
 def merge(parts: PartFolder, out: Path, stamp: dict[str, Any], check: Callable[[], None]) -> None:
     """Write the output from all parts, in input order, whole or not at all.
 
-    Works in a folder of its own, so that two merges at once do not meet: the last one to finish
+    Sorts in a folder of its own, so that two merges at once do not meet: the last one to finish
     replaces the output by equal bytes.
 
     Args:
@@ -220,32 +265,8 @@ def merge(parts: PartFolder, out: Path, stamp: dict[str, Any], check: Callable[[
         RunError: The disk is full.
     """
     table = dataclasses.replace(parts.table, header=_header(parts.table.header, stamp))
-    try:
-        scratch = Path(tempfile.mkdtemp(prefix="merge-", dir=parts.path))
-        try:
-            draft = scratch / out.name
-            with _uncollected():
-                writer_of(format_of_output(out))(draft, table, _records(parts, scratch, check))
-            if out.suffix.lower() == ".parquet":
-                os.replace(images_path(draft), images_path(out))
-            os.replace(draft, out)
-            sync(out.parent)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    except OSError as error:
-        raise write_error(error, out) from error
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Pause the search for cycles: records have none, and it costs a third of a merge."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
+    with folder_beside(parts.path / "merge") as scratch, uncollected():  # a third of the time
+        writer_of(format_of_output(out))(out, table, _records(parts, scratch, check))
 
 
 def _header(header: dict[str, Any], stamp: dict[str, Any]) -> dict[str, Any]:

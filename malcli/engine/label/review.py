@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from malcli.config.label import LabelConfig
 from malcli.data.formats.open import open_boxes
+from malcli.engine.label.settings import REVIEW_COLUMNS
 from malcli.files import replacing
 from malcli.records import STATUS_OK, BoxTable, Problems, category_names, records_of
 from malcli.report.html import label_page, write_page
@@ -54,7 +55,7 @@ def write_review(out: Path, review: Path) -> None:
     records = records_of(table, np.array([row for _, row, _ in least], dtype=np.int64))
     with replacing(review) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["id", "image", "category", "score", "status"])
+        writer.writerow(REVIEW_COLUMNS)
         for (score, row, status), record in zip(least, records, strict=True):
             category = record.get("category_id")
             name = names.get(category, category) if isinstance(category, int) else category

@@ -9,7 +9,7 @@ from malcli.config.label import LabelConfig
 from malcli.data.formats.parquet import images_path
 from malcli.engine.label.crop_sizes import AUTO
 from malcli.errors import ConfigError, OutputError
-from malcli.files import is_same
+from malcli.files import is_same, refuse_foreign_file, refuse_special
 from malcli.model.locate import locate_checkpoint, preset_of
 from malcli.settings import parse_thresholds, resolve
 
@@ -18,6 +18,7 @@ RESULT_SETTINGS = (
     "network", "tta", "refine", "overlaps", "margin", "geometry", "min_score", "precision",
     "categories", "limit", "max_pixels",
 )  # fmt: skip
+REVIEW_COLUMNS = ("id", "image", "category", "score", "status")
 LARGE_CROP = 256  # pixels; of larger ones a CPU gets fewer at once, so that a signal is heard soon
 SUFFIXES = (".json", ".parquet")
 
@@ -129,9 +130,12 @@ def checked_out(config: LabelConfig) -> Path:
         outputs["the image records of --out"] = images_path(config.out)
     for flag, path in outputs.items():
         if path is not None:
+            refuse_special(path)
             if any(other is not None and is_same(path, other) for other in taken):
                 raise OutputError(f"{path}: {flag} is also another input or output; name another")
             if path.is_dir():
                 raise OutputError(f"{path}: {flag} is a folder; name a file")
             taken.append(path)
+    if config.review and not config.overwrite:
+        refuse_foreign_file(config.review, ",".join(REVIEW_COLUMNS), "review")
     return config.out

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
+from malcli.settings import flag_of
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -79,7 +81,7 @@ def command_of(config: Any, name: str) -> str:  # noqa: ANN401
         value = getattr(config, item.name)
         if value is None or value == item.default:
             continue
-        flag = "--" + item.name.strip("_").replace("_", "-")
+        flag = flag_of(item.name)
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
         else:

@@ -1,8 +1,10 @@
 import json
 import os
+import random
 
 import pytest
 
+from malcli import files
 from malcli.data.boxtable import cache
 from malcli.data.formats.coco import read_coco
 from malcli.data.formats.open import open_boxes, select
@@ -128,3 +130,62 @@ def test_the_entries_unused_for_longest_go_first(path, tmp_path, monkeypatch):
     cache.cached(path, "coco", reader(path, []))
     kept = {entry.name for entry in folder.iterdir()}
     assert kept == {cache.entry_name(path), cache.entry_name(files[2])}
+
+
+@pytest.mark.parametrize("fault", ["bit", "page"])
+def test_any_damage_to_an_entry_is_noticed_and_told_in_one_line(path, tmp_path, capsys, fault):
+    read = cache.cached(path, "coco", reader(path, []))
+    expected, calls = values(read), []
+    (entry,) = (tmp_path / "cache/tables").iterdir()
+    rng = random.Random(0)
+    for file in sorted(entry.iterdir()):
+        content = file.read_bytes()
+        for _ in range(40):
+            damaged, place = bytearray(content), rng.randrange(len(content))
+            if fault == "bit":
+                damaged[place] ^= 1 << rng.randrange(8)
+            else:
+                damaged[place : place + 512] = bytes(len(content[place : place + 512]))
+            file.unlink()  # the first table's columns are mapped from it
+            file.write_bytes(damaged)
+            calls.clear()
+            table = cache.cached(path, "coco", lambda folder: calls.append(1) or read)
+            said = capsys.readouterr().err
+            assert values(table) == expected
+            told = f"{path}: what the cache kept of it is damaged ("
+            assert said.startswith(told) == bool(calls)
+            assert said.count("\n") == len(calls)
+            # Blanks and the checksum's own name may change.
+            assert calls or bytes(damaged) == content or file.name == "table.json"
+        file.write_bytes(content)
+    assert cache.cached(path, "coco", reader(path, calls)).mapped
+
+
+def test_a_file_of_the_same_size_time_head_and_tail_is_read_again(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "EDGE", 16)
+    cache.cached(path, "coco", reader(path, []))
+    before = path.stat()
+    text = path.read_text()
+    assert "[2, 0, 1, 1]" in text
+    path.write_text(text.replace("[2, 0, 1, 1]", "[8, 0, 1, 1]"))  # in place
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    calls = []
+    assert records_of(cache.cached(path, "coco", reader(path, calls)))[1]["bbox"] == [8, 0, 1, 1]
+    other = tmp_path / "other.json"  # as cp -p and mv do
+    other.write_text(text)
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other.replace(path)
+    assert records_of(cache.cached(path, "coco", reader(path, calls)))[1]["bbox"] == [2, 0, 1, 1]
+    cache.cached(path, "coco", reader(path, calls))
+    assert calls == [1, 1]
+
+
+def test_what_killed_processes_left_in_the_cache_goes(path, tmp_path):
+    folder = tmp_path / "cache/tables"
+    left = files.beside(folder / "another")
+    left = left.with_name(left.name.replace(f"-{os.getpid()}-", "-999999999-"))
+    left.mkdir(parents=True)
+    under_way = files.beside(folder / "another")
+    under_way.mkdir()
+    cache.cached(path, "coco", reader(path, []))
+    assert {one.name for one in folder.iterdir()} == {cache.entry_name(path), under_way.name}

@@ -3,6 +3,8 @@
 import dataclasses
 import errno
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -181,3 +183,84 @@ def test_review_and_report_are_written_for_a_finished_job_too(job, tmp_path):
     assert len(rows) == 1 + result.counts["ok"] + result.counts.get("empty", 0)
     assert (tmp_path / "r.html").read_text().count("<figure>") > 20
     assert (tmp_path / "masks.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("setting", ["out", "review", "report"])
+def test_pipes_and_devices_are_no_outputs(job, tmp_path, setting):
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)
+    for path in (pipe, Path(os.devnull)):
+        before = path.stat()
+        if setting != "out" or path == pipe:  # /dev/null has no suffix
+            with pytest.raises(OutputError, match="is no regular file but a device"):
+                label(job(**{setting: path}, overwrite=True))
+        assert path.stat() == before
+    assert not (tmp_path / "masks.json").exists()
+
+
+def test_a_review_replaces_another_review_alone_unless_overwritten(job, tmp_path):
+    review = tmp_path / "mine.csv"
+    review.write_text("id,image\n1,2\n")
+    with pytest.raises(OutputError, match=r"mine.csv: exists and is no review of malcli; give"):
+        label(job(review=review))
+    assert review.read_text() == "id,image\n1,2\n"
+    assert not (tmp_path / "masks.json").exists()
+    label(job(review=review, overwrite=True))
+    written = review.read_bytes()
+    assert written.startswith(b"id,image,category,score,status")
+    review.write_bytes(written[:40])
+    label(job(review=review))  # a restart
+    assert review.read_bytes() == written
+
+
+def test_an_output_that_is_a_link_is_followed_and_keeps_its_mode(job, reference, tmp_path):
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "real.json").write_text("{}")
+    (folder / "real.json").chmod(0o600)
+    out = tmp_path / "masks.json"
+    out.symlink_to(folder / "real.json")
+    label(job(overwrite=True))
+    assert out.is_symlink()
+    assert (folder / "real.json").read_bytes() == reference[".json"].read_bytes()
+    assert stat.S_IMODE((folder / "real.json").stat().st_mode) == 0o600
+    assert [path.name for path in folder.iterdir()] == ["real.json"]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_merge_needs_no_image(job, data, reference, tmp_path, strict):
+    label(job(shard="0/2"))
+    label(dataclasses.replace(job(shard="1/2"), out=tmp_path / "other.json"))
+    for part in (tmp_path / "other.json.parts").glob("part-*"):
+        part.rename(tmp_path / "masks.json.parts" / part.name)
+    alone = tmp_path / "alone" / "boxes_x.json"
+    alone.parent.mkdir()
+    alone.write_bytes(data.read_bytes())
+    merge = LabelConfig(boxes=alone, out=tmp_path / "masks.json", merge=True, strict=strict)
+    if strict:
+        with pytest.raises(DataFormatError, match="--strict: "):
+            label(merge)
+    else:
+        assert label(merge).merged
+        assert (tmp_path / "masks.json").read_bytes() == reference[".json"].read_bytes()
+
+
+def test_a_damaged_part_is_made_again_and_told(job, reference, tmp_path, capsys):
+    label(job(shard="0/2"))
+    part = tmp_path / "masks.json.parts" / "part-00002.parquet"
+    flipped = bytearray(part.read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    part.write_bytes(flipped)
+    capsys.readouterr()
+    assert label(job()).merged
+    said = capsys.readouterr().err
+    assert said.count(f"{part}: cannot be used (its checksum differs); it has to be made") == 1
+    assert (tmp_path / "masks.json").read_bytes() == reference[".json"].read_bytes()
+
+
+def test_a_damaged_manifest_is_refused(job, tmp_path):
+    label(job(shard="0/2"))
+    manifest = tmp_path / "masks.json.parts" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("0.5", "0.7"))
+    with pytest.raises(OutputError, match=r"cannot be understood \(its checksum differs\)"):
+        label(job())

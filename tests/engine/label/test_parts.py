@@ -1,4 +1,6 @@
 import gc
+import hashlib
+import random
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from malcli.engine.label import parts
 from malcli.engine.label.parts import SCHEMA, Outcome, PartFolder, missing_error, plan
+from malcli.errors import RunError
 from malcli.records import BoxTable, Problems, box_schema, image_schema
 
 
@@ -106,6 +109,44 @@ def test_a_part_that_is_not_whole_counts_as_missing(folder, spoil):
     fill(folder)
     spoil(folder.file(2))
     assert PartFolder(folder.path, folder.table).missing() == [2]
+
+
+def test_every_flipped_bit_of_a_part_is_noticed_and_told(folder, capsys):
+    fill(folder)
+    again = PartFolder(folder.path, folder.table)
+    rng, whole = random.Random(0), folder.file(2).read_bytes()
+    ends = [*range(8 * len(whole))[-80:], *range(40)]  # footer's length and magic, and the head
+    for bit in ends + rng.sample(range(8 * len(whole)), 280):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        folder.file(2).write_bytes(flipped)
+        assert not again.is_done(2), bit
+    said = capsys.readouterr().err.splitlines()
+    assert set(said) == {
+        f"{folder.file(2)}: cannot be used (its checksum differs); it has to be made again"
+    }
+    assert len(said) == 400
+    folder.file(2).write_bytes(whole)
+    assert PartFolder(folder.path, folder.table).is_done(2)
+
+
+def test_the_checksum_is_that_of_the_file_without_it(folder):
+    fill(folder)
+    content = folder.file(0).read_bytes()
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    rest = content[: footer - 32] + content[footer:]
+    assert content[footer - 32 : footer] == hashlib.sha256(rest).digest()
+    assert pq.read_table(folder.file(0)).schema == SCHEMA  # readers of Parquet see no difference
+
+
+def test_a_part_that_is_damaged_after_it_was_made_ends_the_merge(folder, tmp_path):
+    fill(folder)
+    flipped = bytearray(folder.file(1).read_bytes())
+    flipped[len(flipped) // 2] ^= 4
+    folder.file(1).write_bytes(flipped)
+    with pytest.raises(RunError, match=r"part-00001.parquet: was damaged .* start the same"):
+        parts.merge(folder, tmp_path / "m.json", {}, lambda: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.json.parts"]
 
 
 def test_statuses_are_counted_by_share(folder):

@@ -23,11 +23,10 @@ from PIL import Image
 
 from malcli.data.boxtable.build import ImageRows
 from malcli.data.boxtable.columns import take_ids
-from malcli.data.folders import refuse_foreign, replacing_folder
 from malcli.data.formats.losses import losses_of
 from malcli.data.images.find import image_path
 from malcli.errors import BadImage
-from malcli.files import replacing
+from malcli.files import refuse_foreign_folder, replacing, replacing_folder
 from malcli.geometry.rle import RleError, decode_rle, from_segmentation
 from malcli.records import BoxTable, Record, category_names
 
@@ -65,7 +64,7 @@ def losses_of_table(table: BoxTable) -> Counter[str]:
 
 def refuse_other_masks(path: Path) -> None:
     """Refuse to replace a folder of masks with other files in it."""
-    refuse_foreign(files_of(path)[3], lambda file: file.suffix == ".png")
+    refuse_foreign_folder(files_of(path)[3], lambda file: file.suffix == ".png")
 
 
 def write_openimages(

@@ -111,7 +111,7 @@ def draw_attention(config: EvalConfig) -> AttentionResult:
         config.limit,
     )
     if config.strict:
-        refuse_problems(table)
+        refuse_problems(table.path, table.problems)
     rows = chosen_rows(table, config.ids)
     folder = find_images(config.gt, table, config.images)
     found = open_encoder(config)

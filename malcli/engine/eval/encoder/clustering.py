@@ -22,7 +22,7 @@ from malcli.data.images.decode import decode_image
 from malcli.data.images.find import ImageFolder, find_images, image_path
 from malcli.engine.eval.encoder.features import OpenEncoder, lose_boxes, open_encoder
 from malcli.engine.eval.read_instances import Frame, read_frame, read_human
-from malcli.engine.inputs import report_problems
+from malcli.engine.inputs import refuse_problems, report_problems
 from malcli.engine.label.settings import auto_batch
 from malcli.errors import BadImage, DataFormatError
 from malcli.metrics.clustering import clustering_scores, size_intervals, size_means, token_sides
@@ -100,18 +100,13 @@ def measure_clustering(config: EvalConfig) -> ClusteringResult:
     frame = read_frame(table, config)
     human = read_human(table, frame, problems)
     if config.strict:
-        _refuse(config.gt, problems)
+        refuse_problems(config.gt, problems)
     folder = find_images(config.gt, table, config.images)
     crops = _Crops(config, folder, frame, human, problems)
     found = open_encoder(config)
     scores = _score_all(config, found, crops)
     report_problems(problems)
     return _result(config, found, human, scores, crops)
-
-
-def _refuse(path: Path, problems: Problems) -> None:
-    for kind, examples in problems.examples.items():
-        raise DataFormatError(path, f"--strict: {problems.counts[kind]} {kind}: {examples[0]}")
 
 
 class _Crops:
@@ -145,7 +140,7 @@ class _Crops:
         for row in np.flatnonzero(~usable & ~human.crowd):
             problems.add(BAD_BOX, f"id {human.ids[row]!r:.40}: no area inside its image")
         if config.strict:
-            _refuse(config.gt, problems)
+            refuse_problems(config.gt, problems)
 
     def read(self, found: OpenEncoder) -> Iterator[Roi]:
         """Yield the RoIs; each image is decoded once, with progress."""
