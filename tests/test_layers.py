@@ -31,7 +31,7 @@ FLOORS = (
     "data.images",
     "data.boxtable",
     "data.folders geometry",
-    "config records files",
+    "config records files identity",
     "data.formats.registry settings",
     "errors version",
 )
