@@ -326,7 +326,12 @@ def manifest_at_work(out: Path, manifest: Manifest) -> Manifest:
 
 
 def with_batch_size(out: Path, manifest: Manifest, batch_size: int) -> Manifest:
-    """Record a smaller batch, for the parts to come."""
+    """Record a smaller batch, for the parts to come.
+
+    Raises:
+        OutputError: As `manifest_at_work`.
+    """
+    manifest_at_work(out, manifest)
     changed = dataclasses.replace(manifest, batch_size=batch_size)
     with replacing(parts_path(out) / "manifest.json") as temporary:
         temporary.write_text(_text(changed), encoding="utf-8")

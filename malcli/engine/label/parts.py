@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from malcli.data.formats.parquet import images_path
 from malcli.data.formats.registry import format_of_output, writer_of
-from malcli.errors import RunError
+from malcli.errors import OutputError, RunError
 from malcli.files import replacing, sync, write_error
 from malcli.records import BoxTable, Record, to_records
 
@@ -38,6 +38,7 @@ BUCKET_ROWS = 65_536  # of a small job
 PARTS_READ = 64  # at a time by a merge; one by one, each would put a few rows into every bucket
 PART_NAME = re.compile(r"part-(\d+)\.parquet")
 MERGED_ROWS = 8192  # records that a writer gets at once
+JOB_KEY = b"malcli_job"  # of a part's metadata
 SCHEMA = pa.schema(
     [
         ("row", pa.int64()),  # of the input
@@ -88,12 +89,17 @@ class PartFolder:
     Args:
         path: The folder.
         table: The boxes.
+
+    Attributes:
+        job: What the parts say of their job, and what only those that count say; set once the
+            job's manifest is known.
     """
 
     def __init__(self, path: Path, table: BoxTable) -> None:
         """Plan the parts; nothing is read or written yet."""
         self.path = path
         self.table = table
+        self.job = ""
         self.bounds = plan(table.starts, table.boxes.num_rows, PART_BOXES)
         self._done: set[int] = set()
 
@@ -110,13 +116,13 @@ class PartFolder:
         return self.path / f"part-{index:05d}.parquet"
 
     def is_done(self, index: int) -> bool:
-        """Return whether a part is there, whole, and holds the part's boxes."""
+        """Return whether a part is there, whole, this job's, and holds the part's boxes."""
         if index not in self._done:
             try:
                 part = pq.read_table(self.file(index))
             except (OSError, ValueError, pa.ArrowException):
                 return False
-            if part.schema != SCHEMA:
+            if part.schema != SCHEMA or not self._is_own(part):
                 return False
             if not np.array_equal(part["row"].to_numpy(), np.sort(self.rows(index))):
                 return False
@@ -143,17 +149,21 @@ class PartFolder:
             RunError: The disk is full.
         """
         names, columns = SCHEMA.names, zip(*sorted(outcomes, key=itemgetter(0)), strict=True)
-        table = pa.table(dict(zip(names, map(list, columns), strict=True)), schema=SCHEMA)
+        schema = SCHEMA.with_metadata({JOB_KEY: self.job})
+        table = pa.table(dict(zip(names, map(list, columns), strict=True)), schema=schema)
         with replacing(self.file(index)) as temporary:
             pq.write_table(table, temporary, compression="zstd")
         self._done.add(index)
 
     def count(self, share: Sequence[int] | None = None) -> dict[str, int]:
-        """Return the boxes of each status in a share's parts (None: all); they are done."""
+        """Return the boxes of each status in a share's parts (None: all); they are done.
+
+        Raises:
+            OutputError: One has been replaced by another job's meanwhile.
+        """
         counts: Counter[str] = Counter()
         for index in range(len(self)) if share is None else share:
-            column = pq.read_table(self.file(index), columns=["status"])["status"]
-            counts.update(column.to_pylist())
+            counts.update(self._read(index, ["status"])["status"].to_pylist())
         return dict(sorted(counts.items()))
 
     def in_order(self, scratch: Path) -> Iterator[pa.Table]:
@@ -163,6 +173,9 @@ class PartFolder:
 
         Args:
             scratch: A folder for those files.
+
+        Raises:
+            OutputError: A part has been replaced by another job's since it was done.
         """
         boxes = self.table.boxes.num_rows
         size = max(BUCKET_ROWS, -(-boxes // BUCKETS))
@@ -182,9 +195,18 @@ class PartFolder:
                 yield _sorted([reader.read_all()])
             file.unlink()
 
-    def _read(self, index: int) -> pa.Table:
+    def _read(self, index: int, columns: list[str] | None = None) -> pa.Table:
         with pq.ParquetFile(self.file(index)) as file:
-            return file.read(use_threads=False)
+            part = file.read(columns, use_threads=False)
+        if not self._is_own(part):
+            raise OutputError(
+                f"{self.file(index)}: belongs to another job, which has the same --out; give "
+                f"another --out, or start the same command again once that job has ended"
+            )
+        return part.replace_schema_metadata()
+
+    def _is_own(self, part: pa.Table) -> bool:
+        return (part.schema.metadata or {}).get(JOB_KEY) == self.job.encode()
 
 
 def _sorted(tables: list[pa.Table]) -> pa.Table:
