@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from malcli.engine.label import parts
 from malcli.engine.label.parts import SCHEMA, Outcome, PartFolder, missing_error, plan
+from malcli.errors import OutputError
 from malcli.records import BoxTable, Problems, box_schema, image_schema
 
 
@@ -106,6 +107,22 @@ def test_a_part_that_is_not_whole_counts_as_missing(folder, spoil):
     fill(folder)
     spoil(folder.file(2))
     assert PartFolder(folder.path, folder.table).missing() == [2]
+
+
+def test_a_part_of_another_job_counts_as_missing_and_is_never_read(folder, tmp_path):
+    folder.job = "mine"
+    fill(folder)
+    own = PartFolder(folder.path, folder.table)
+    own.job = "mine"
+    assert own.missing() == []
+    other = PartFolder(folder.path, folder.table)
+    other.job = "theirs"
+    assert other.missing() == list(range(len(folder)))
+    other.write(2, [outcome(int(row)) for row in folder.rows(2)])
+    assert PartFolder(folder.path, folder.table).missing() == list(range(len(folder)))
+    for read in (own.count, lambda: list(own.in_order(tmp_path))):
+        with pytest.raises(OutputError, match=r"part-00002\.parquet: belongs to another job"):
+            read()
 
 
 def test_statuses_are_counted_by_share(folder):
