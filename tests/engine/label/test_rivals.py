@@ -107,6 +107,8 @@ def test_a_job_whose_output_another_one_overwrites_stops_and_adds_nothing(
     at_write(2, lambda: label(rival(kind, overwrite=True, shard="0/2")))
     with pytest.raises(OutputError, match=f"belongs to another job: {kind} was "):
         label(job())
+    left = sorted(path.name for path in (tmp_path / "masks.json.parts").glob("part-*"))
+    assert left == [f"part-0000{index}.parquet" for index in (0, 2, 4)]
     assert label(rival(kind)).merged
     assert (tmp_path / "masks.json").read_bytes() == alone.read_bytes()
 
@@ -130,6 +132,7 @@ def test_a_folder_that_is_removed_in_the_middle_is_one_line(job, at_write, tmp_p
     at_write(number, lambda: shutil.rmtree(folder / gone))
     with pytest.raises(OutputError, match=r"parts: was removed while this job was at work; start"):
         label(job(out=folder / "masks.json"))
+    assert not (folder / "masks.json.parts").exists()
     assert label(job(out=folder / "masks.json")).merged
 
 
