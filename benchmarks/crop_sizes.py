@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from malcli.config.evaluate import EvalConfig
 from malcli.config.label import LabelConfig
 from malcli.data.formats.open import open_boxes
 from malcli.data.images.find import find_images
@@ -135,7 +134,7 @@ def main() -> None:
     options |= {"tta": given.tta, "refine": given.refine}
     config = resolve_label({name: value for name, value in options.items() if value is not None})
     table = open_boxes(given.gt, None, given.images)
-    human = read_human(table, read_frame(table, EvalConfig(gt=given.gt)), Problems())
+    human = read_human(table, read_frame(table), Problems())
     rows = drawn_rows(table, given.boxes, given.seed)
     numbers = table.boxes["id"].to_pylist()
     row_of = {number: row for row, number in enumerate(numbers)}

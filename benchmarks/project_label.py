@@ -22,7 +22,6 @@ from label_host import measure_host
 
 from malcli.config.label import LabelConfig
 from malcli.data.crops.label_crops import Roi
-from malcli.engine.label.job import Job, Manifest
 from malcli.engine.label.pipeline import open_predictor
 from malcli.engine.label.predictor import Predictor
 from malcli.engine.label.settings import resolve_label
@@ -34,12 +33,13 @@ BOXES = {"COCO": 860_000, "LVIS": 1_270_000, "Open Images": 14_600_000, "Objects
 DEVICES = (1, 8)
 
 
-def open_network(config: LabelConfig, checkpoint: Checkpoint, batch: int) -> Predictor:
+def open_network(config: LabelConfig, checkpoint: Checkpoint) -> Predictor:
     """Return what predicts in a job of these settings."""
     precision = choose_precision(config.precision, choose_device(config.device))
     side = checkpoint.architecture.crop_size
-    manifest = Manifest(Job("", "", {}), 0, 0, batch, precision, checkpoint.threshold, side)
-    return open_predictor(config, manifest, checkpoint)
+    return open_predictor(
+        config, checkpoint, threshold=checkpoint.threshold, crop_size=side, precision=precision
+    )
 
 
 def measure_network(predictor: Predictor, batch: int, seconds: float) -> float:
@@ -102,7 +102,7 @@ def main() -> None:
     each = None
     if given.rate is None:
         config = replace(config, checkpoint=path)
-        predictor = open_network(config, checkpoint, given.batch_size)
+        predictor = open_network(config, checkpoint)
         each = measure_network(predictor, given.batch_size, given.seconds)
         print(
             f"network: {1e3 * each:.2f} ms a crop of {side} x {side} on {predictor.device}, "

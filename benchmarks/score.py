@@ -27,7 +27,6 @@ from malcli.config.label import LabelConfig
 from malcli.data.crops.label_crops import Roi
 from malcli.data.formats.open import open_boxes, select
 from malcli.data.images.find import find_images
-from malcli.engine.label.job import Job, Manifest
 from malcli.engine.label.mask_maker import evidence_of
 from malcli.engine.label.parts import Outcome
 from malcli.engine.label.pipeline import Pipeline, open_predictor
@@ -84,10 +83,9 @@ def measure(gt: Path, images: Path | None, checkpoint: Path | None, limit: int |
     folder = find_images(gt, table, images)
     loaded = load_checkpoint(locate_checkpoint(checkpoint))
     size = loaded.architecture.crop_size
-    job = Job("", "", {})
-    manifest = Manifest(job, table.boxes.num_rows, 1, BATCH, "auto", loaded.threshold, size)
     watch = Clock(dict.fromkeys(STAGES, 0.0))
-    predictor = open_predictor(LabelConfig(boxes=gt), manifest, loaded)
+    fixed: dict[str, Any] = {"threshold": loaded.threshold, "crop_size": size, "precision": "auto"}
+    predictor = open_predictor(LabelConfig(boxes=gt), loaded, **fixed)
     recorder = Recorder(table, folder, predictor, watch, 0)
     recorder.kept = {}
     rows = np.concatenate([boxes.rows for boxes in table.by_image()])

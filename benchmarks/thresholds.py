@@ -22,7 +22,6 @@ from malcli.config.label import LabelConfig
 from malcli.data.crops.label_crops import Roi
 from malcli.data.formats.open import open_boxes, select
 from malcli.data.images.find import find_images
-from malcli.engine.label.job import Job, Manifest
 from malcli.engine.label.parts import Outcome
 from malcli.engine.label.pipeline import Pipeline, open_predictor
 from malcli.engine.label.predictor import Predictor
@@ -140,11 +139,13 @@ def main() -> None:
     given = parser.parse_args()
     table = select(open_boxes(given.gt), None, given.limit)
     loaded = load_checkpoint(locate_checkpoint(given.checkpoint))
-    manifest = Manifest(
-        Job("", "", {}), table.boxes.num_rows, 1, BATCH, "auto", loaded.threshold,
-        loaded.architecture.crop_size,
-    )  # fmt: skip
-    predictor = open_predictor(LabelConfig(boxes=given.gt, refine="none"), manifest, loaded)
+    predictor = open_predictor(
+        LabelConfig(boxes=given.gt, refine="none"),
+        loaded,
+        threshold=loaded.threshold,
+        crop_size=loaded.architecture.crop_size,
+        precision="auto",
+    )
     folder = find_images(given.gt, table, given.images)
     boxes = look(table, Pipeline(table, folder, predictor, Clock(dict.fromkeys(STAGES, 0.0)), 0))
     size, plain_NT = boxes.size, plain(boxes)

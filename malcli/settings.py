@@ -7,6 +7,7 @@ argument are one thing. This module reads no file but recipes.
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import stat
@@ -16,37 +17,51 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from malcli.errors import ConfigError
 
 LARGEST_RECIPE = 1 << 20  # bytes; those that ship have some hundred
+
+Identity = Literal["result", "selection", "input", "measure", "free", "file", "private"]
 
 
 def setting(
     default: Any = dataclasses.MISSING,  # noqa: ANN401
     help: str = "",
     *,
+    identity: Identity,
     panel: str = "Options",
     source: str = "malcli",
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] = (),
     short: str = "",
+    mode: str = "",
 ) -> Any:  # noqa: ANN401
-    """Return a dataclass field that carries what the command line and `--explain` show.
+    """Return a dataclass field that carries all that is known of a setting.
 
     Args:
         default: The value when neither recipe nor flag sets it; missing means required.
         help: One line, with the unit.
+        identity: What another value makes of a job, a run or a study that was begun.
+            `result`: another one. `selection`: another one, of the same pace: which records.
+            `input`: another one if the file's content differs, wherever it lies. `measure`: the
+            same one, measured again. `free`: the same one. `file`: the same one, and a checkpoint
+            says the file's name alone. `private`: the same one, and no checkpoint that people pass
+            on says it: folders, and what to do with what is there.
         panel: The heading under which `--help` lists it.
         source: Where the default comes from.
         low: The smallest value allowed.
         high: The largest value allowed.
         choices: The values allowed, for strings.
         short: A one-letter flag.
+        mode: The form of the command that alone takes it; empty: every form.
     """
+    if identity not in typing.get_args(Identity):
+        raise ValueError(f"identity {identity!r} is none of {typing.get_args(Identity)}")
     meta = {
+        "identity": identity,
         "help": help,
         "panel": panel,
         "source": source,
@@ -54,8 +69,29 @@ def setting(
         "high": high,
         "choices": choices,
         "short": short,
+        "mode": mode,
     }
     return field(default=default, metadata=meta)
+
+
+result = functools.partial(setting, identity="result")  # most settings decide what is made
+
+
+def as_in(kind: type, name: str, **changes: Any) -> Any:  # noqa: ANN401
+    """Return a field like that of another config; `changes` are arguments of `setting`."""
+    item = next(one for one in dataclasses.fields(kind) if one.name == name)
+    return setting(**{"default": item.default, **item.metadata, **changes})
+
+
+def names_of(kind: type, *identities: Identity) -> tuple[str, ...]:
+    """Return the settings of a config that have one of these identities, in its order."""
+    fields = dataclasses.fields(kind)
+    return tuple(item.name for item in fields if item.metadata["identity"] in identities)
+
+
+def names_of_mode(kind: type, mode: str) -> tuple[str, ...]:
+    """Return the settings of a config that one form of its command alone takes."""
+    return tuple(item.name for item in dataclasses.fields(kind) if item.metadata["mode"] == mode)
 
 
 _PAPER_LABEL = {"network": "student", "margin": 0.6, "tta": "none", "refine": "none"}
@@ -118,6 +154,27 @@ def resolve(
 ) -> Resolved:
     """Merge defaults, recipe and flags into a checked config: default < recipe < flag.
 
+    The arguments are those of `given_settings`.
+
+    Raises:
+        ConfigError: As `given_settings`, or a setting that must be given is not.
+    """
+    values, origin = given_settings(kind, flags, recipe, command, implied)
+    for item in dataclasses.fields(kind):
+        if item.name not in values and item.default is dataclasses.MISSING:
+            raise ConfigError(f"{command}: --{item.name.replace('_', '-')} is required")
+    return Resolved(kind(**values), origin)
+
+
+def given_settings(
+    kind: type,
+    flags: Mapping[str, Any],
+    recipe: str | None = None,
+    command: str = "",
+    implied: str | None = None,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the settings that flags and recipe give, checked, and the origin of every setting.
+
     Args:
         kind: A config dataclass.
         flags: Values that the user gave; None means not given.
@@ -147,9 +204,7 @@ def resolve(
     for item in dataclasses.fields(kind):
         if item.name in values:
             values[item.name] = _checked(item, hints[item.name], values[item.name])
-        elif item.default is dataclasses.MISSING:
-            raise ConfigError(f"{command}: --{item.name.replace('_', '-')} is required")
-    return Resolved(kind(**values), origin)
+    return values, origin
 
 
 def read_recipe(recipe: str, command: str) -> dict[str, Any]:
@@ -219,6 +274,18 @@ def to_plain(config: Any) -> dict[str, Any]:  # noqa: ANN401
         if value is not None:
             plain[item.name] = str(value) if isinstance(value, Path) else value
     return plain
+
+
+def to_public(config: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return a config as plain values that may be passed on: files by name, no private setting."""
+    named = names_of(type(config), "file")
+    private = names_of(type(config), "private")
+    public: dict[str, Any] = {}
+    for name, value in to_plain(config).items():
+        if name not in private:
+            is_file = name in named or isinstance(getattr(config, name), Path)
+            public[name] = Path(value).name if is_file else value
+    return public
 
 
 def to_toml(config: Any, command: str) -> str:  # noqa: ANN401

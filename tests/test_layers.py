@@ -32,7 +32,7 @@ FLOORS = (
     "data.boxtable",
     "geometry",
     "report.progress",
-    "config records files checksums",
+    "config records files checksums identity",
     "data.formats.registry settings",
     "errors version",
 )

@@ -16,11 +16,15 @@ from malcli.config.label import LabelConfig
 from malcli.errors import ConfigError
 from malcli.settings import (
     PRESETS,
+    as_in,
+    names_of,
     nearest,
     parse_thresholds,
     read_recipe,
     resolve,
+    setting,
     to_plain,
+    to_public,
     to_toml,
     value_type,
 )
@@ -136,6 +140,51 @@ def test_every_setting_has_help_and_a_plain_type(kind):
     for item in dataclasses.fields(kind):
         assert len(item.metadata["help"]) > 5, item.name
         assert value_type(hints[item.name]) in (int, float, str, bool, Path), item.name
+
+
+def test_a_setting_that_does_not_say_its_identity_is_refused():
+    with pytest.raises(TypeError, match="identity"):
+        setting(1, "Side, pixels.")
+    with pytest.raises(ValueError, match="'mine' is none of"):
+        setting(1, "Side, pixels.", identity="mine")
+
+
+def test_names_by_identity_are_in_the_config_s_order():
+    assert names_of(DemoConfig, "private", "free") == ("out", "device")
+    assert names_of(DemoConfig, "result") == ("seed",)
+
+
+def test_a_setting_as_in_another_config_has_its_checks_and_what_is_changed():
+    @dataclasses.dataclass(frozen=True)
+    class Other:
+        margin: float | None = as_in(LabelConfig, "margin", default=None, identity="free")
+
+    (item,) = dataclasses.fields(Other)
+    (source,) = (one for one in dataclasses.fields(LabelConfig) if one.name == "margin")
+    assert item.default is None
+    assert dict(item.metadata) == {**source.metadata, "identity": "free"}
+    with pytest.raises(ConfigError, match="--margin: 11"):
+        resolve(Other, {"margin": 11.0})
+
+
+def test_what_is_passed_on_names_files_and_leaves_folders_and_switches_out():
+    config = FitConfig(
+        data=Path("/home/me/boxes.json"),
+        val=Path("/home/me/val.json"),
+        paste=Path("/home/me/masks.json"),
+        weights="/home/me/mae.pth",
+        images=Path("/home/me/images"),
+        out=Path("/home/me/run"),
+        workers=3,
+        overwrite=True,
+        lr=0.5,
+    )
+    public = to_public(config)
+    named = {"data": "boxes.json", "val": "val.json", "paste": "masks.json", "weights": "mae.pth"}
+    assert {key: public[key] for key in named} == named
+    assert not public.keys() & {"images", "out", "workers", "overwrite", "resume"}
+    assert public["lr"] == 0.5
+    assert to_public(dataclasses.replace(config, weights="none"))["weights"] == "none"
 
 
 @given(

@@ -9,7 +9,7 @@ import typer
 from malcli.cli.options import Common, add_command
 from malcli.cli.output import print_json, print_result, run_engine, show, start_processes
 from malcli.config.fit import FitConfig
-from malcli.settings import PRESETS, read_recipe, resolve, to_plain
+from malcli.settings import PRESETS, given_settings, resolve
 
 EXPLAIN = "Print every setting with its value, origin and source, and stop."
 
@@ -53,23 +53,16 @@ def explained(values: dict[str, Any], recipe: str | None) -> dict[str, dict[str,
     Raises:
         ConfigError: As `resolve`, but a missing `--data` is no error here.
     """
-    no_data = values["data"] is None and "data" not in (
-        read_recipe(recipe, "fit") if recipe else {}
-    )
-    if no_data:
-        values = {**values, "data": Path("unset")}
-    resolved = resolve(FitConfig, values, recipe, "fit")
-    plain = to_plain(resolved.config)
-    settings = {
-        item.name: {
-            "value": plain.get(item.name),
-            "origin": resolved.origin[item.name],
-            "source": source_of(item, getattr(resolved.config, item.name)),
+    given, origin = given_settings(FitConfig, values, recipe, "fit")
+    settings = {}
+    for item in dataclasses.fields(FitConfig):
+        is_open = item.default is dataclasses.MISSING and item.name not in given
+        value = None if is_open else given.get(item.name, item.default)
+        settings[item.name] = {
+            "value": str(value) if isinstance(value, Path) else value,
+            "origin": "not given" if is_open else origin[item.name],
+            "source": source_of(item, value),
         }
-        for item in dataclasses.fields(FitConfig)
-    }
-    if no_data:
-        settings["data"] |= {"value": None, "origin": "not given"}
     return settings
 
 

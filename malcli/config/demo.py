@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from malcli.config.shared import OUTPUT, RUN
-from malcli.settings import setting
+from malcli.settings import result, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +16,9 @@ class DemoConfig:
         "Folder for data, run, masks and report; replaced if a demo made it.",
         panel=OUTPUT,
         short="o",
+        identity="private",
     )
-    seed: int = setting(0, "Random seed of the scenes and of the fit.", panel=RUN, low=0)
-    device: str = setting("auto", "Device.", panel=RUN, choices=("auto", "cpu", "cuda"))
+    seed: int = result(0, "Random seed of the scenes and of the fit.", panel=RUN, low=0)
+    device: str = setting(
+        "auto", "Device.", panel=RUN, choices=("auto", "cpu", "cuda"), identity="free"
+    )

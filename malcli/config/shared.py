@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from malcli.data.formats.registry import NAMES as FORMATS
-from malcli.settings import setting
+from malcli.settings import result, setting
 
 SPEC = "released code"
 PAPER = "paper, Sec. 4.2"
@@ -46,25 +46,43 @@ class ImageConfig:
     """Settings that every command that reads images shares."""
 
     images: Path | None = setting(
-        None, "Image folder (default: looked up beside the annotation file).", panel=DATA
+        None,
+        "Image folder (default: looked up beside the annotation file).",
+        panel=DATA,
+        identity="private",
     )
     format: str | None = setting(
-        None, "Annotation format (default: recognised from content).", panel=DATA, choices=FORMATS
+        None,
+        "Annotation format (default: recognised from content).",
+        panel=DATA,
+        choices=FORMATS,
+        identity="selection",
     )
     categories: str | None = setting(
-        None, "Only these categories: names or ids, separated by commas.", panel=DATA
+        None,
+        "Only these categories: names or ids, separated by commas.",
+        panel=DATA,
+        identity="selection",
     )
-    limit: int | None = setting(None, "Only the first N images.", panel=DATA, low=1)
-    max_pixels: int = setting(
+    limit: int | None = setting(
+        None, "Only the first N images.", panel=DATA, low=1, identity="selection"
+    )
+    max_pixels: int = result(
         179_000_000, "Refuse images with more pixels than this.", panel=DATA, low=1
     )
-    strict: bool = setting(False, "Stop with exit code 2 if any record is bad.", panel=DATA)
-    seed: int = setting(0, "Random seed.", panel=RUN, low=0)
+    strict: bool = result(False, "Stop with exit code 2 if any record is bad.", panel=DATA)
+    seed: int = result(0, "Random seed.", panel=RUN, low=0)
     workers: int | None = setting(
-        None, "Processes that read images (default: by the machine).", panel=RUN, low=0
+        None,
+        "Processes that read images (default: by the machine).",
+        panel=RUN,
+        low=0,
+        identity="private",
     )
-    device: str = setting("auto", "Device.", panel=RUN, choices=("auto", "cpu", "cuda"))
-    precision: str = setting(
+    device: str = setting(
+        "auto", "Device.", panel=RUN, choices=("auto", "cpu", "cuda"), identity="free"
+    )
+    precision: str = result(
         "auto",
         "Number format of the network (auto: bf16 from compute capability 8.0, fp16 on older "
         "GPUs, fp32 on CPU).",
@@ -72,5 +90,5 @@ class ImageConfig:
         choices=("auto", "fp32", "fp16", "bf16"),
     )
     num_processes: int = setting(
-        1, "Local processes, started through Accelerate.", panel=RUN, low=1
+        1, "Local processes, started through Accelerate.", panel=RUN, low=1, identity="free"
     )

@@ -14,11 +14,11 @@ from malcli.settings import setting
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
-    side: int = setting(512, "Side, pixels.", low=32)
-    kind: str = setting("disc", "Shape.", choices=("disc", "star"))
-    keep: bool = setting(False, "Keep.")
-    scale: bool = setting(True, "Scale.")
-    name: str = setting(help="Name [of it].", short="n")
+    side: int = setting(512, "Side, pixels.", low=32, identity="free")
+    kind: str = setting("disc", "Shape.", choices=("disc", "star"), identity="free")
+    keep: bool = setting(False, "Keep.", identity="free")
+    scale: bool = setting(True, "Scale.", identity="free")
+    name: str = setting(help="Name [of it].", short="n", identity="free")
 
 
 def invoke(*arguments, kind=Sample, **kwargs):

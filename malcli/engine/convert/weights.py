@@ -13,12 +13,10 @@ from malcli.model.locate import settings_of
 from malcli.model.selftest import SelfTest, behaves_trained
 from malcli.report.progress import log
 from malcli.report.shown import Shown
-from malcli.settings import flag_of
+from malcli.settings import flag_of, names_of_mode
 
 SUFFIX = ".safetensors"
-OF_ANNOTATIONS = (
-    "images", "from_", "to", "rle", "contiguous_ids", "drop_unlabelled", "min_score", "boxes_only",
-)  # fmt: skip
+OF_ANNOTATIONS = names_of_mode(ConvertConfig, "annotations")
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 from malcli.config.evaluate import EvalConfig
 from malcli.errors import ConfigError
+from malcli.settings import names_of_mode
 
 if TYPE_CHECKING:
     from malcli.engine.eval.encoder.attention import AttentionResult
     from malcli.engine.eval.encoder.clustering import ClusteringResult
     from malcli.engine.eval.result import EvalResult
 
-OF_MASKS = ("pred", "oracle", "masks", "compare")
-OF_ENCODERS = ("encoder", "weights", "ids")
+OF_MASKS = names_of_mode(EvalConfig, "masks")
+OF_ENCODERS = names_of_mode(EvalConfig, "encoders")
 
 
 def measure(config: EvalConfig) -> "EvalResult | ClusteringResult | AttentionResult":

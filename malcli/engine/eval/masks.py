@@ -117,7 +117,7 @@ def read_sides(config: EvalConfig) -> Sides:
     table = select(
         open_boxes(config.gt, config.format, config.images), config.categories, config.limit
     )
-    frame = read_frame(table, config)
+    frame = read_frame(table, config.categories, config.limit)
     human = read_human(table, frame, problems)
     if config.strict:
         refuse_problems(config.gt, problems)

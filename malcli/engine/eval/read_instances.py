@@ -11,7 +11,6 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from malcli.config.evaluate import EvalConfig
 from malcli.data.boxtable.json_stream import JsonText, open_regular
 from malcli.data.formats.coco import read_results
 from malcli.data.formats.open import open_boxes
@@ -72,14 +71,15 @@ class Sides:
     problems: Problems
 
 
-def read_frame(table: BoxTable, config: EvalConfig) -> Frame:
+def read_frame(table: BoxTable, categories: str | None = None, limit: int | None = None) -> Frame:
     """Return the images and categories of the human side.
 
     Args:
         table: The human annotations that `--limit` and `--categories` leave.
-        config: For those two.
+        categories: As the user gave it.
+        limit: As the user gave it.
     """
-    images = table.images.slice(0, config.limit)
+    images = table.images.slice(0, limit)
     sizes = zip(images["height"].to_pylist(), images["width"].to_pylist(), strict=True)
     left = frozenset(table.boxes["category_id"].unique().to_pylist())
     return Frame(
@@ -87,8 +87,8 @@ def read_frame(table: BoxTable, config: EvalConfig) -> Frame:
         names=[name or "" for name in images["file_name"].to_pylist()],
         sizes_hw=[(height or 0, width or 0) for height, width in sizes],
         categories=category_names(table.header),
-        chosen=None if config.categories is None else left,
-        partial=config.limit is not None or config.categories is not None,
+        chosen=None if categories is None else left,
+        partial=limit is not None or categories is not None,
         frequency=_frequencies(table.header),
     )
 

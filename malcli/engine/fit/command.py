@@ -44,7 +44,7 @@ from malcli.model.pretrained import licence_of
 from malcli.records import BoxTable
 from malcli.report.progress import log
 from malcli.report.shown import Shown
-from malcli.settings import parse_thresholds, to_plain
+from malcli.settings import parse_thresholds, to_public
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -225,12 +225,7 @@ def _composites(config: FitConfig, table: BoxTable) -> Composites | None:
 
 def _public(config: FitConfig) -> dict[str, Any]:
     """Return the settings that a checkpoint carries: files by name only, no machine's folders."""
-    machine = ("out", "images", "val_images", "workers", "resume", "overwrite")
-    plain = {key: value for key, value in to_plain(config).items() if key not in machine}
-    for key in ("data", "val", "weights", "paste"):
-        if plain.get(key) not in (None, "none"):
-            plain[key] = Path(plain[key]).name
-    return plain | {"encoder_licence": licence_of(config.encoder)}
+    return to_public(config) | {"encoder_licence": licence_of(config.encoder)}
 
 
 def _quality(config: FitConfig, scores: dict[str, Any]) -> dict[str, Any]:

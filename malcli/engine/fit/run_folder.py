@@ -27,19 +27,13 @@ from malcli.checksums import DamagedError, seal, unseal
 from malcli.config.fit import FitConfig
 from malcli.errors import CheckpointError, ConfigError, OutputError
 from malcli.files import hash_file, replacing, replacing_folder
+from malcli.identity import HASH, differences, refuse
 from malcli.report.progress import log
-from malcli.settings import to_plain, to_toml
+from malcli.settings import names_of, to_plain, to_toml
 
 KEPT_STATES = 2
 TENSORS = "tensors.safetensors"
 TENSORS_HASH = "tensors_sha256"
-HASH = "_sha256"  # of an input, in the settings that a run keeps
-# Settings that a resumed run may change.
-FREE_SETTINGS = {
-    "resume", "overwrite", "allow_world_change", "out", "epochs", "max_steps", "device",
-    "num_processes", "workers", "val", "val_images", "images", "data", "log_every", "save_every",
-    "pictures_every", "val_every", "weights", "threshold", "grad_checkpointing",
-}  # fmt: skip
 
 
 @dataclass
@@ -109,13 +103,12 @@ def _check_same_job(run: Path, config: FitConfig) -> None:
         raise OutputError(f"{run}: no readable settings, so it cannot be resumed") from None
     # A run of an earlier malcli lacks the settings that came later: it ran with their defaults.
     before = _defaults() | before
-    now = to_plain(config)
-    for key in sorted(set(before) | set(now)):
-        if key not in FREE_SETTINGS and not key.endswith(HASH) and before.get(key) != now.get(key):
-            raise OutputError(
-                f"{run}: was started with {key} = {before.get(key)!r}, now {now.get(key)!r}; "
-                f"resume with the same settings or give another --out"
-            )
+    free = names_of(FitConfig, "input", "file", "free", "private")
+    was, now = (
+        {key: value for key, value in one.items() if key not in free and not key.endswith(HASH)}
+        for one in (before, to_plain(config))
+    )
+    refuse(run, "run", differences(was, now))
 
 
 def _defaults() -> dict[str, Any]:
@@ -139,11 +132,8 @@ def prepare_folder(run: Path, config: FitConfig, continued: bool) -> None:
     hashes = {key + HASH: hash_file(path) for key, path in inputs.items() if path}
     if settings.is_file():
         before = json.loads(settings.read_text(encoding="utf-8"))
-        for key, path in inputs.items():
-            if before.get(key + HASH) not in (None, hashes.get(key + HASH)):
-                raise OutputError(
-                    f"{run}: {path} has changed since the run started; give another --out"
-                )
+        was = {key: before[key] for key in hashes if key in before}
+        refuse(run, "run", differences(was, {key: hashes[key] for key in was}))
     plain = to_plain(config) | hashes
     with replacing(settings) as temporary:
         temporary.write_text(json.dumps(plain, indent=1), encoding="utf-8")

@@ -31,7 +31,13 @@ def with_largest_batch(config: LabelConfig, manifest: Manifest, checkpoint: Chec
     """
     if batch_size_of(config) or choose_device(config.device).type != "cuda":
         return manifest
-    predictor = open_predictor(config, manifest, checkpoint)
+    predictor = open_predictor(
+        config,
+        checkpoint,
+        threshold=manifest.threshold,
+        crop_size=manifest.crop_size,
+        precision=manifest.precision,
+    )
     side = predictor.rule.crop_size
     inside = np.array([0, 0, side, side])
 

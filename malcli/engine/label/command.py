@@ -29,7 +29,7 @@ from malcli.engine.label.settings import batch_size_of, checked_out, result_sett
 from malcli.engine.label.siblings import Siblings
 from malcli.engine.machine.clock import Clock
 from malcli.engine.machine.signals import StopFlag, command_of
-from malcli.errors import DataFormatError, Interrupted, MalcliError, OutputError
+from malcli.errors import DataFormatError, Interrupted, MalcliError, OutputError, RunError
 from malcli.model.locate import locate_checkpoint, preset_of
 from malcli.records import NO_MEMORY, UNUSABLE_REASONS, Problems, skipped
 from malcli.report.html import check_page
@@ -183,13 +183,42 @@ class _Start:
         mine = [] if self.config.merge else list(range(len(parts)))[self.share]
         if manifest is None and folder and (mine or not len(parts)):
             manifest = self._begin(job, parts, folder)
+            if jobs.is_finished(self.out, job):
+                log(f"{self.out}: another process has finished this job")
+                return self._finished(job)
         if manifest is None:
             log("label: no part belongs to this share")
             return self.result
         self._check_plan(manifest, parts)
-        if folder:
-            self._label(parts, mine, manifest, folder)
-        return self._end(job, manifest, parts, mine)
+        parts.job = manifest.digest()
+        return self._work(job, manifest, parts, mine, folder)
+
+    def _work(
+        self,
+        job: Job,
+        manifest: Manifest,
+        parts: PartFolder,
+        mine: list[int],
+        folder: ImageFolder | None,
+    ) -> LabelResult:
+        """Label, merge, and tell from a failure that another process is the cause."""
+        try:
+            if folder:
+                self._label(parts, mine, manifest, folder)
+            return self._end(job, manifest, parts, mine)
+        except (OSError, MalcliError) as error:
+            # Another process of the job may have merged meanwhile, and removed the parts.
+            if jobs.is_finished(self.out, job):
+                log(f"{self.out}: finished")
+                return self._finished(job)
+            if isinstance(error, OSError | OutputError):
+                jobs.manifest_at_work(self.out, manifest)
+            if isinstance(error, FileNotFoundError):
+                raise RunError(
+                    f"{parts.path}: a part was removed while this job was at work; start the same "
+                    f"command again"
+                ) from error
+            raise
 
     def _job(self) -> Job:
         """Return the job; an output of another job is refused."""
@@ -207,9 +236,13 @@ class _Start:
             raise OutputError(f"{self.out}: --out is also the checkpoint; name another")
         with self.clock.cpu("read"):
             job = jobs.job_of(config, self.settings, checkpoint)
-        if not config.overwrite:
-            jobs.refuse_other(job, jobs.read_stamp(self.out), self.out)
+        self._refuse_output(job)
         return job
+
+    def _refuse_output(self, job: Job) -> None:
+        """Raise OutputError if another job's output is there that is not to be replaced."""
+        if not (self.config.overwrite or self.config.merge):
+            jobs.refuse_other(job, jobs.read_stamp(self.out), self.out)
 
     def _finished(self, job: Job) -> LabelResult:
         """Return the counts that the output states; removes parts that a kill may have left."""
@@ -245,7 +278,13 @@ class _Start:
         except KeyboardInterrupt:
             self._stop_here(parts)
             raise
-        return jobs.write_manifest(self.out, manifest)
+        manifest = jobs.write_manifest(self.out, manifest)
+        try:
+            self._refuse_output(job)  # one that ended since this start looked first
+        except OutputError:
+            jobs.remove_parts_of(self.out, job)
+            raise
+        return manifest
 
     def _checkpoint(self) -> "Checkpoint":
         """Load the checkpoint once, and say which it is and what is known of its quality."""
@@ -314,6 +353,7 @@ class _Start:
                     outcomes, images["image"].to_pylist(), self.config.overlaps
                 )
         with self.clock.cpu("write"):
+            jobs.manifest_at_work(self.out, manifest)
             parts.write(index, outcomes)
         return manifest
 
@@ -351,23 +391,18 @@ class _Start:
 
     def _end(self, job: Job, manifest: Manifest, parts: PartFolder, mine: list[int]) -> LabelResult:
         """Merge if all parts are there; else count this share's boxes."""
-        try:
-            missing = parts.missing()
-            if missing and self.config.merge:
-                raise missing_error(parts.path, missing, len(parts))
-            if missing:
-                self.result.counts = parts.count(mine)
-                log(f"label: this share is done; {len(missing)} of {len(parts)} parts are not")
-                return self.result
-            with self.clock.cpu("write"):
-                counts = parts.count()
-                self._refuse_bad(counts)
-                stamp = jobs.stamp_of(job, manifest, counts)
-                merge(parts, self.out, stamp, lambda: self._stop_here(parts))
-        except (OSError, MalcliError):
-            # Another process may have merged meanwhile, and removed the parts.
-            if not jobs.is_finished(self.out, job):
-                raise
+        missing = parts.missing()
+        if missing and self.config.merge:
+            raise missing_error(parts.path, missing, len(parts))
+        if missing:
+            self.result.counts = parts.count(mine)
+            log(f"label: this share is done; {len(missing)} of {len(parts)} parts are not")
+            return self.result
+        with self.clock.cpu("write"):
+            counts = parts.count()
+            self._refuse_bad(counts)
+            stamp = jobs.stamp_of(job, manifest, counts)
+            merge(parts, self.out, stamp, lambda: self._stop_here(parts))
         log(f"{self.out}: finished")
         return self._finished(job)
 

@@ -23,13 +23,13 @@ from malcli.files import replacing
 from malcli.model.locate import locate_checkpoint
 from malcli.records import STATUS_OK, BoxTable, xywh_of
 from malcli.report.progress import log
+from malcli.settings import names_of
 
 # Measured on the labelled COCO photographs (recipes' val split): 2.7 characters of compressed run
 # lengths a pixel of box width (correlation 0.97), 200 bytes of other keys, a Parquet file of 0.45
 # of the JSON.
 BYTES_A_PIXEL, BYTES_A_RECORD, BYTES_AN_IMAGE, PARQUET_SHARE = 2.7, 200, 100, 0.45
 ENOUGH = 64  # boxes, at least, whose rate is worth remembering
-UNTIMED = ("limit", "categories")  # result settings that do not change the rate
 
 
 def estimate(
@@ -116,8 +116,8 @@ def _rate_file(config: LabelConfig) -> Path | None:
     if folder is None:
         return None
     with contextlib.suppress(MalcliError, OSError):
-        settings = result_settings(config)
-        about = {key: value for key, value in settings.items() if key not in UNTIMED}
+        timed = names_of(LabelConfig, "result")
+        about = {key: value for key, value in result_settings(config).items() if key in timed}
         about |= {"device": config.device, "batch_size": config.batch_size}
         about["checkpoint"] = entry_name(locate_checkpoint(config.checkpoint))
         text = json.dumps(about, sort_keys=True, default=str)

@@ -12,14 +12,14 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from malcli import files
+from malcli import files, identity
 from malcli.checksums import seal, unseal
 from malcli.config.label import LabelConfig
 from malcli.data.boxtable.json_stream import JsonText, open_regular
@@ -29,6 +29,7 @@ from malcli.data.formats.registry import KINDS, folder_of_data
 from malcli.engine.label.crop_sizes import AUTO
 from malcli.errors import DataFormatError, OutputError, RunError
 from malcli.files import replacing
+from malcli.model.locate import SHIPPED
 from malcli.report.progress import log
 from malcli.version import __version__
 
@@ -43,27 +44,35 @@ class Job:
         boxes: SHA-256 of the annotations.
         checkpoint: SHA-256 of the checkpoint.
         settings: Result-changing settings as given, plain values; what is not given is left out.
+        checkpoint_path: Where this start found the checkpoint, for messages alone.
     """
 
     boxes: str
     checkpoint: str
     settings: dict[str, Any]
+    checkpoint_path: Path | None = field(default=None, compare=False)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return what outputs and parts say of their job."""
+        return {"boxes": self.boxes, "checkpoint": self.checkpoint, "settings": self.settings}
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """Return how this job differs from the fields of another one, one phrase each."""
-        hashes = ("boxes", "checkpoint")
-        found = [f"{name} changed" for name in hashes if other.get(name) != getattr(self, name)]
+        found = [] if other.get("boxes") == self.boxes else ["boxes changed"]
+        was = other.get("checkpoint")
+        if was != self.checkpoint:
+            now = _checkpoint_name(self.checkpoint, self.checkpoint_path)
+            found.append(f"checkpoint was {_checkpoint_name(was)}, now {now}")
         settings = other.get("settings")
-        before: Mapping[str, Any] = settings if isinstance(settings, dict) else {}
-        for key in sorted({*before, *self.settings}):
-            was, now = before.get(key), self.settings.get(key)
-            if was != now:
-                found.append(f"{key} was {_said(was)}, now {_said(now)}")
-        return found
+        before = settings if isinstance(settings, dict) else {}
+        return found + identity.differences(before, self.settings)
 
 
-def _said(value: object) -> str:
-    return "not given" if value is None else str(value)[:60]
+def _checkpoint_name(sha256: object, path: Path | None = None) -> str:
+    """Return how a checkpoint is named: its file where that is known, and its hash."""
+    if SHIPPED.is_file() and files.hash_file(SHIPPED) == sha256:
+        return f"the one that ships ({str(sha256)[:12]})"
+    return f"{path} ({str(sha256)[:12]})" if path else str(sha256)[:12]
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,11 @@ class Manifest:
     threshold: tuple[float, float, float]
     crop_size: int | str
 
+    def digest(self) -> str:
+        """Return what the parts of this job carry: all that decides what is in them."""
+        decided = [self.job.to_plain(), self.precision, self.threshold, self.crop_size]
+        return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
+
 
 def job_of(config: LabelConfig, settings: dict[str, Any], checkpoint: Path) -> Job:
     """Return the job of a command.
@@ -97,7 +111,7 @@ def job_of(config: LabelConfig, settings: dict[str, Any], checkpoint: Path) -> J
     """
     boxes = hash_input(config.boxes)
     settings = settings | {"format": config.format or recognise(config.boxes)}
-    return Job(boxes, _digest(checkpoint), settings)
+    return Job(boxes, _digest(checkpoint), settings, checkpoint)
 
 
 def job_to_merge(config: LabelConfig, out: Path) -> Job:
@@ -109,7 +123,7 @@ def job_to_merge(config: LabelConfig, out: Path) -> Job:
     """
     boxes = hash_input(config.boxes)
     manifest = read_manifest(out)
-    source = dataclasses.asdict(manifest.job) if manifest else read_stamp(out)
+    source = manifest.job.to_plain() if manifest else read_stamp(out)
     if not source:
         raise RunError(f"{parts_path(out)}: no part is there; run malcli label without --merge")
     settings = source.get("settings")
@@ -176,7 +190,7 @@ def stamp_of(job: Job, manifest: Manifest, counts: dict[str, int]) -> dict[str, 
     """Return `info.malcli`: nothing that differs between equal jobs."""
     return {
         "version": __version__,
-        **dataclasses.asdict(job),
+        **job.to_plain(),
         "threshold": list(manifest.threshold),
         "crop_size": manifest.crop_size,
         "precision": manifest.precision,
@@ -200,11 +214,7 @@ def refuse_other(job: Job, other: Mapping[str, Any] | None, place: Path) -> None
         raise OutputError(
             f"{place}: exists and is no output of malcli label; give another --out or --overwrite"
         )
-    if differences := job.differences(other):
-        raise OutputError(
-            f"{place}: belongs to another job: {'; '.join(differences)}; give another --out or "
-            f"--overwrite"
-        )
+    identity.refuse(place, "job", job.differences(other))
 
 
 def find_unfinished(job: Job, out: Path, overwrite: bool) -> Manifest | None:
@@ -216,7 +226,7 @@ def find_unfinished(job: Job, out: Path, overwrite: bool) -> Manifest | None:
     try:
         manifest = read_manifest(out)
         if manifest:
-            refuse_other(job, dataclasses.asdict(manifest.job), parts_path(out))
+            refuse_other(job, manifest.job.to_plain(), parts_path(out))
     except OutputError:
         if not overwrite:
             raise
@@ -237,7 +247,7 @@ def remove_parts_of(out: Path, job: Job) -> None:
         manifest = read_manifest(out)
     except OutputError:
         return
-    if manifest is None or not job.differences(dataclasses.asdict(manifest.job)):
+    if manifest is None or manifest.job == job:
         remove_parts(out)
 
 
@@ -270,16 +280,37 @@ def write_manifest(out: Path, manifest: Manifest) -> Manifest:
     """Write the manifest of a new job, or return that of a process that was faster.
 
     Raises:
-        OutputError: The folder cannot be written to.
+        OutputError: The folder cannot be written to, or another job was faster.
         RunError: The disk is full.
     """
     with replacing(parts_path(out) / MANIFEST, first_wins=True) as temporary:
         temporary.write_text(_text(manifest), encoding="utf-8")
-    return read_manifest(out) or manifest
+    return manifest_at_work(out, manifest)
+
+
+def manifest_at_work(out: Path, manifest: Manifest) -> Manifest:
+    """Return the manifest that is in the folder of parts.
+
+    Raises:
+        OutputError: It is gone, or another job's, since this start read or wrote its own.
+    """
+    found = read_manifest(out)
+    if found is None:
+        raise OutputError(
+            f"{parts_path(out)}: was removed while this job was at work; start the same command "
+            f"again"
+        )
+    refuse_other(manifest.job, found.job.to_plain(), parts_path(out))
+    return found
 
 
 def with_batch_size(out: Path, manifest: Manifest, batch_size: int) -> Manifest:
-    """Record a smaller batch, for the parts to come."""
+    """Record a smaller batch, for the parts to come.
+
+    Raises:
+        OutputError: As `manifest_at_work`.
+    """
+    manifest_at_work(out, manifest)
     changed = dataclasses.replace(manifest, batch_size=batch_size)
     with replacing(parts_path(out) / MANIFEST) as temporary:
         temporary.write_text(_text(changed), encoding="utf-8")
@@ -287,4 +318,4 @@ def with_batch_size(out: Path, manifest: Manifest, batch_size: int) -> Manifest:
 
 
 def _text(manifest: Manifest) -> str:
-    return seal(dataclasses.asdict(manifest))
+    return seal(dataclasses.asdict(manifest) | {"job": manifest.job.to_plain()})

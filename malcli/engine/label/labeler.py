@@ -77,7 +77,13 @@ class Labeler:
         manifest = with_largest_batch(config, manifest, checkpoint)
         self.config = config
         self.batch_size = manifest.batch_size
-        self._predictor = open_predictor(config, manifest, checkpoint)
+        self._predictor = open_predictor(
+            config,
+            checkpoint,
+            threshold=manifest.threshold,
+            crop_size=manifest.crop_size,
+            precision=manifest.precision,
+        )
         self._lock = threading.Lock()
 
     @classmethod

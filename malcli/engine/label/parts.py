@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from malcli.checksums import DamagedError
 from malcli.data.boxtable.columns import uncollected
 from malcli.data.formats.registry import format_of_output, writer_of
-from malcli.errors import RunError
+from malcli.errors import OutputError, RunError
 from malcli.files import folder_beside, replacing
 from malcli.records import BoxTable, Record, to_records
 from malcli.report.progress import log
@@ -41,6 +41,7 @@ BUCKET_ROWS = 65_536  # of a small job
 PARTS_READ = 64  # at a time by a merge; one by one, each would put a few rows into every bucket
 PART_NAME = re.compile(r"part-(\d+)\.parquet")
 MERGED_ROWS = 8192  # records that a writer gets at once
+JOB_KEY = b"malcli_job"  # of a part's metadata
 SCHEMA = pa.schema(
     [
         ("row", pa.int64()),  # of the input
@@ -91,12 +92,17 @@ class PartFolder:
     Args:
         path: The folder.
         table: The boxes.
+
+    Attributes:
+        job: What the parts say of their job, and what only those that count say; set once the
+            job's manifest is known.
     """
 
     def __init__(self, path: Path, table: BoxTable) -> None:
         """Plan the parts; nothing is read or written yet."""
         self.path = path
         self.table = table
+        self.job = ""
         self.bounds = plan(table.starts, table.boxes.num_rows, PART_BOXES)
         self._done: dict[int, Counter[str]] = {}  # parts with their boxes of each status
 
@@ -113,9 +119,9 @@ class PartFolder:
         return self.path / f"part-{index:05d}.parquet"
 
     def is_done(self, index: int) -> bool:
-        """Return whether a part is there, whole, and holds the part's boxes; a damaged one is told.
+        """Return whether a part is there, whole, this job's, and holds the part's boxes.
 
-        What was found once is not looked at again.
+        A damaged one is told; what was found once is not looked at again.
         """
         if index not in self._done:
             try:
@@ -125,6 +131,8 @@ class PartFolder:
                 if not np.array_equal(part["row"].to_numpy(), np.sort(self.rows(index))):
                     raise ValueError("holds other boxes")
             except FileNotFoundError:
+                return False
+            except OutputError:  # another job's
                 return False
             except (OSError, ValueError, pa.ArrowException) as error:
                 reason = str(error).partition("\n")[0][:80]
@@ -153,7 +161,8 @@ class PartFolder:
             RunError: The disk is full.
         """
         names, columns = SCHEMA.names, zip(*sorted(outcomes, key=itemgetter(0)), strict=True)
-        table = pa.table(dict(zip(names, map(list, columns), strict=True)), schema=SCHEMA)
+        schema = SCHEMA.with_metadata({JOB_KEY: self.job})
+        table = pa.table(dict(zip(names, map(list, columns), strict=True)), schema=schema)
         made = io.BytesIO()
         pq.write_table(table, made, compression="zstd")
         with replacing(self.file(index), sweep=False) as temporary:  # goes with the whole folder
@@ -174,6 +183,9 @@ class PartFolder:
 
         Args:
             scratch: A folder for those files.
+
+        Raises:
+            OutputError: A part has been replaced by another job's since it was done.
         """
         boxes = self.table.boxes.num_rows
         size = max(BUCKET_ROWS, -(-boxes // BUCKETS))
@@ -194,12 +206,23 @@ class PartFolder:
             file.unlink()
 
     def _read(self, index: int) -> pa.Table:
-        """Return a part; DamagedError if its checksum differs."""
+        """Return a part of this job.
+
+        Raises:
+            DamagedError: Its checksum differs.
+            OutputError: It is another job's.
+        """
         content = self.file(index).read_bytes()
         if not _is_sealed(content):
             raise DamagedError
         with pq.ParquetFile(io.BytesIO(content)) as file:
-            return file.read(use_threads=False)
+            part = file.read(use_threads=False)
+        if (part.schema.metadata or {}).get(JOB_KEY) != self.job.encode():
+            raise OutputError(
+                f"{self.file(index)}: belongs to another job, which has the same --out; give "
+                f"another --out, or start the same command again once that job has ended"
+            )
+        return part.replace_schema_metadata()
 
     def _read_again(self, index: int) -> pa.Table:
         """Return a part that was found done, maybe days ago."""

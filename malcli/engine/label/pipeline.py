@@ -48,23 +48,47 @@ def open_pipeline(
     Raises:
         ConfigError: The device is not there, or cannot take the job's precision.
     """
-    predictor = open_predictor(config, manifest, checkpoint)
+    predictor = open_predictor(
+        config,
+        checkpoint,
+        threshold=manifest.threshold,
+        crop_size=manifest.crop_size,
+        precision=manifest.precision,
+    )
     sides = " or ".join(f"{side} x {side}" for side in predictor.rule.sides)
     size = f"{manifest.batch_size} crops of {sides} pixels"
     log(f"label: {predictor.device}, {manifest.precision}, batches of {size}")
     return Pipeline(table, folder, predictor, clock, workers_of(config))
 
 
-def open_predictor(config: LabelConfig, manifest: Manifest, checkpoint: Checkpoint) -> Predictor:
-    """Put the network on its device, with the arguments and errors of `open_pipeline`."""
+def open_predictor(
+    config: LabelConfig,
+    checkpoint: Checkpoint,
+    *,
+    threshold: tuple[float, float, float],
+    crop_size: int | str,
+    precision: str,
+) -> Predictor:
+    """Put the network on its device.
+
+    Args:
+        config: What the user wants.
+        checkpoint: Its networks move to the device.
+        threshold: As in `Manifest`; with `crop_size` and `precision`, in place of the user's.
+        crop_size: As in `Manifest`.
+        precision: As in `Manifest`.
+
+    Raises:
+        ConfigError: The device is not there, or cannot take the precision.
+    """
     native, stride = checkpoint.architecture.crop_size, checkpoint.student.encoder.stride
-    *smaller, crop_size = crop_sides(manifest.crop_size, native, stride)
+    *smaller, largest = crop_sides(crop_size, native, stride)
     rule = LabelRule(
         network=config.network,
         tta=config.tta,
         refine=config.refine,
-        threshold=manifest.threshold,
-        crop_size=crop_size,
+        threshold=threshold,
+        crop_size=largest,
         margin=config.margin,
         min_score=config.min_score or 0.0,
         max_pixels=config.max_pixels,
@@ -72,9 +96,8 @@ def open_predictor(config: LabelConfig, manifest: Manifest, checkpoint: Checkpoi
         smaller_crops=tuple(smaller),
     )
     device = choose_device(config.device)
-    precision = choose_precision(manifest.precision, device)
     compiled = choose_compile(config.compile, device)
-    return Predictor(checkpoint, rule, device, precision, compiled)
+    return Predictor(checkpoint, rule, device, choose_precision(precision, device), compiled)
 
 
 class Pipeline:

@@ -11,13 +11,8 @@ from malcli.engine.label.crop_sizes import AUTO
 from malcli.errors import ConfigError, OutputError
 from malcli.files import is_same, refuse_foreign_file, refuse_special
 from malcli.model.locate import locate_checkpoint, preset_of
-from malcli.settings import parse_thresholds, resolve
+from malcli.settings import names_of, parse_thresholds, resolve
 
-# Beside the threshold, the crop size and the format.
-RESULT_SETTINGS = (
-    "network", "tta", "refine", "overlaps", "margin", "geometry", "min_score", "precision",
-    "categories", "limit", "max_pixels",
-)  # fmt: skip
 REVIEW_COLUMNS = ("id", "image", "category", "score", "status")
 LARGE_CROP = 256  # pixels; of larger ones a CPU gets fewer at once, so that a signal is heard soon
 SUFFIXES = (".json", ".parquet")
@@ -45,8 +40,9 @@ def result_settings(config: LabelConfig) -> dict[str, Any]:
     Raises:
         ConfigError: One of the settings cannot be understood.
     """
-    values = {name: getattr(config, name) for name in RESULT_SETTINGS}
-    values["compile"] = config.compile or None  # rounds otherwise
+    names = names_of(LabelConfig, "result", "selection")
+    values = {name: getattr(config, name) for name in names}
+    values["compile"] = config.compile or None  # rounds otherwise; jobs that came before lack it
     if config.threshold is not None:
         is_auto = config.threshold == AUTO
         values["threshold"] = AUTO if is_auto else list(parse_thresholds(config.threshold))

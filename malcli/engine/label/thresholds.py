@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from malcli.config.label import LabelConfig
 from malcli.data.images.find import ImageFolder
 from malcli.engine.inputs import workers_of
-from malcli.engine.label.job import Job, Manifest
 from malcli.engine.label.parts import Outcome
 from malcli.engine.label.pipeline import Pipeline, open_predictor
 from malcli.engine.machine.clock import Clock
@@ -60,19 +59,16 @@ def auto_thresholds(
         ConfigError: The device is not there.
     """
     config = dataclasses.replace(config, refine="none", geometry="exact")
-    manifest = Manifest(
-        job=Job("", "", {}),
-        boxes=0,
-        parts=0,
-        batch_size=batch_size,
-        precision=precision,
-        threshold=checkpoint.threshold,
-        crop_size=crop_size,
-    )
     seconds = dict.fromkeys(("read", "decode", "crop", "network", "wait"), 0.0)
     table = dataclasses.replace(table, problems=Problems())  # `label` itself will count them
     rows = sample_rows(table)
-    predictor = open_predictor(config, manifest, checkpoint)
+    predictor = open_predictor(
+        config,
+        checkpoint,
+        threshold=checkpoint.threshold,
+        crop_size=crop_size,
+        precision=precision,
+    )
     pipeline = Pipeline(table, folder, predictor, Clock(seconds), workers_of(config))
     try:
         while (measured := _measure(pipeline, rows, batch_size)) is None:

@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from malcli.config.evaluate import EvalConfig
 from malcli.config.retention import RetentionConfig
 from malcli.data.crops.student_images import Targets
 from malcli.data.formats.open import open_boxes, select
@@ -38,17 +37,13 @@ from malcli.errors import DataFormatError, OutputError
 from malcli.files import hash_file, replacing
 from malcli.geometry.boxes import clip_xyxy, xywh_to_xyxy
 from malcli.geometry.rle import area
+from malcli.identity import HASH, differences, refuse
 from malcli.metrics.pairing import Instances, pair_instances
 from malcli.records import BoxTable, Problems, category_names
 from malcli.report.progress import log
-from malcli.settings import to_plain, to_toml
+from malcli.settings import names_of, to_plain, to_toml
 
-# Settings that change no student; another value of the first two only measures again.
-MEASURING = ("bootstrap", "boxes_only")
-MACHINE = (
-    "train", "masks", "val", "images", "val_images", "out", "overwrite", "resume", "workers",
-    "device", "num_processes",
-)  # fmt: skip
+MEASURING = names_of(RetentionConfig, "measure")  # they change no student
 THINNEST = 1.0  # pixels: a side that stays above 0 at the student's size, too
 
 
@@ -89,15 +84,16 @@ def job_of(config: RetentionConfig) -> dict[str, Any]:
     Raises:
         DataFormatError: A file is missing or unreadable.
     """
-    job = {key: value for key, value in to_plain(config).items() if key not in MACHINE}
-    for name in ("train", "masks", "val"):
-        job[f"{name}_sha256"] = hash_input(getattr(config, name))
+    counted = names_of(RetentionConfig, "result", "selection", "measure")
+    job = {key: value for key, value in to_plain(config).items() if key in counted}
+    for name in names_of(RetentionConfig, "input"):
+        job[name + HASH] = hash_input(getattr(config, name))
     if config.weights not in (None, "none") and Path(str(config.weights)).is_file():
         job["weights"] = hash_file(Path(str(config.weights)))
     for name in ("student", "weights"):  # local models of transformers
         for path in sorted(Path(str(getattr(config, name))).glob("*")):
             if path.name == "config.json" or path.suffix == ".safetensors":
-                job[f"{name}_{path.name}_sha256"] = hash_file(path)
+                job[f"{name}_{path.name}{HASH}"] = hash_file(path)
     return job
 
 
@@ -123,13 +119,11 @@ def open_study(config: RetentionConfig, job: dict[str, Any]) -> dict[str, Any] |
     if config.overwrite:
         return None
     stored = before.get("job")
-    told = stored if isinstance(stored, dict) else {}
-    for key in sorted({*told, *job} - set(MEASURING)):
-        if told.get(key) != job.get(key):
-            raise OutputError(
-                f"{out}: holds another study: {key} was {_said(told.get(key))}, now "
-                f"{_said(job.get(key))}; replace it with --overwrite or give another --out"
-            )
+    was, now = (
+        {key: value for key, value in one.items() if key not in MEASURING}
+        for one in (stored if isinstance(stored, dict) else {}, job)
+    )
+    refuse(out, "study", differences(was, now))
     result = _read_json(out / "result.json")
     if result is not None and all(result.get(key) == getattr(config, key) for key in MEASURING):
         return result
@@ -152,13 +146,8 @@ def prepare_study(
         OutputError: The study was started otherwise.
     """
     before = None if config.overwrite else _read_json(config.out / "job.json")
-    for key, value in started.items():
-        was = (before or {}).get("started", {}).get(key, value)
-        if was != value:
-            raise OutputError(
-                f"{config.out}: was started with {key} {was}, now {value}; take {was} again, or "
-                f"give another --out"
-            )
+    was = started | (before or {}).get("started", {})
+    refuse(config.out, "study", differences({key: was[key] for key in started}, started))
     if not main:
         return
     if config.overwrite:
@@ -181,10 +170,6 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _said(value: object) -> str:
-    return "not given" if value is None else str(value)[:60]
 
 
 def read_training(config: RetentionConfig) -> TrainingSide:
@@ -290,8 +275,7 @@ def _readable_images(
 def _open(config: RetentionConfig, path: Path) -> tuple[BoxTable, Frame, Problems]:
     """Return a file of human masks with its images and categories."""
     table = select(open_boxes(path), config.categories, config.limit)
-    shared = EvalConfig(gt=path, categories=config.categories, limit=config.limit)
-    return table, read_frame(table, shared), Problems()
+    return table, read_frame(table, config.categories, config.limit), Problems()
 
 
 def _tell(problems: Problems) -> None:

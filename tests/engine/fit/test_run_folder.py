@@ -42,7 +42,7 @@ def test_every_setting_ends_a_run_or_is_free(started, tmp_path, another, name):
     if name in FREE:
         assert choose_run(resumed) == (started.out, True)
     else:
-        with pytest.raises(OutputError, match=f"was started with {name} = "):
+        with pytest.raises(OutputError, match=f"belongs to another run: {name} was "):
             choose_run(resumed)
 
 
@@ -52,7 +52,7 @@ def test_an_input_that_changed_ends_a_run(started, tmp_path, name):
     config = replace(started, **paths)
     prepare_folder(config.out, config, continued=False)
     paths[name].write_text("[ ]")
-    with pytest.raises(OutputError, match="has changed since the run started"):
+    with pytest.raises(OutputError, match=f"belongs to another run: {name} changed; give"):
         prepare_folder(config.out, replace(config, resume=True), continued=True)
 
 

@@ -18,6 +18,7 @@ from malcli.errors import (
     MissingImageError,
     OutputError,
 )
+from malcli.files import hash_file
 from malcli.model import checkpoint as checkpoints
 from malcli.model.checkpoint import load_checkpoint, save_checkpoint
 
@@ -69,8 +70,10 @@ def test_changed_boxes_and_checkpoints_are_refused_by_name(job, data, tiny, tmp_
     save_checkpoint(dataclasses.replace(loaded, threshold=(0.4,) * 3), tmp_path / "c.safetensors")
     with pytest.raises(OutputError, match="another job: boxes changed; give"):
         label(job(boxes=other_boxes, images=data.parent / "images"))
-    with pytest.raises(OutputError, match="another job: checkpoint changed; give"):
+    with pytest.raises(OutputError, match="another job: checkpoint was ") as refused:
         label(job(checkpoint=tmp_path / "c.safetensors"))
+    was, now = (hash_file(path)[:12] for path in (tiny, tmp_path / "c.safetensors"))
+    assert f"was {was}, now {tmp_path / 'c.safetensors'} ({now}); give" in str(refused.value)
 
 
 def test_overwrite_replaces_another_job_and_its_parts(job, tmp_path):

@@ -1,5 +1,7 @@
+import hashlib
 import json
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +42,59 @@ def test_a_manifest_comes_back_and_the_first_one_wins(tmp_path):
     assert job_module.with_batch_size(out, MANIFEST, 8).batch_size == 8
     assert job_module.read_manifest(out).batch_size == 8
     assert [path.name for path in job_module.parts_path(out).iterdir()] == ["manifest.json"]
+
+
+def test_the_manifest_of_another_job_is_refused_and_stays(tmp_path):
+    out = tmp_path / "m.json"
+    job_module.write_manifest(out, MANIFEST)
+    other = replace(MANIFEST, job=replace(JOB, settings={"network": "mean", "margin": 0.6}))
+    for refused in (
+        lambda: job_module.write_manifest(out, other),
+        lambda: job_module.with_batch_size(out, other, 8),
+    ):
+        with pytest.raises(OutputError, match="another job: network was student, now mean; give"):
+            refused()
+    assert job_module.read_manifest(out) == MANIFEST
+
+
+def test_a_smaller_batch_does_not_bring_a_removed_folder_back(tmp_path):
+    out = tmp_path / "m.json"
+    with pytest.raises(OutputError, match=r"m\.json\.parts: was removed while"):
+        job_module.with_batch_size(out, MANIFEST, 8)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "is_same"),
+    [
+        ({}, True),
+        ({"batch_size": 4}, True),  # rounds otherwise at most, and a start may halve it
+        ({"job": Job("b" * 64, "c" * 64, {"margin": 0.6, "network": "student"}, Path("x"))}, True),
+        ({"job": Job("b" * 64, "d" * 64, JOB.settings)}, False),
+        ({"job": Job("b" * 64, "c" * 64, {"network": "student"})}, False),
+        ({"precision": "bf16"}, False),
+        ({"threshold": (0.1, 0.2, 0.4)}, False),
+        ({"crop_size": 256}, False),
+    ],
+)
+def test_parts_carry_all_that_decides_what_is_in_them(change, is_same):
+    assert (replace(MANIFEST, **change).digest() == MANIFEST.digest()) == is_same
+
+
+def test_another_checkpoint_is_named_by_file_and_hash(tmp_path, monkeypatch):
+    shipped = tmp_path / "labeler.safetensors"
+    shipped.write_bytes(b"labeler")
+    monkeypatch.setattr(job_module, "SHIPPED", shipped)
+    job = replace(JOB, checkpoint_path=tmp_path / "run" / "checkpoint.safetensors")
+    name = f"{job.checkpoint_path} (cccccccccccc)"
+    before = JOB.to_plain()
+    assert job.differences(before | {"checkpoint": "d" * 64}) == [
+        f"checkpoint was dddddddddddd, now {name}"
+    ]
+    sha256 = hashlib.sha256(b"labeler").hexdigest()
+    assert job.differences(before | {"checkpoint": sha256}) == [
+        f"checkpoint was the one that ships ({sha256[:12]}), now {name}"
+    ]
 
 
 # Settings that change no mask: what the machine does, and what is written beside the masks.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from malcli.engine.label import parts
 from malcli.engine.label.parts import SCHEMA, Outcome, PartFolder, missing_error, plan
-from malcli.errors import RunError
+from malcli.errors import OutputError, RunError
 from malcli.records import BoxTable, Problems, box_schema, image_schema
 
 
@@ -147,6 +147,21 @@ def test_a_part_that_is_damaged_after_it_was_made_ends_the_merge(folder, tmp_pat
     with pytest.raises(RunError, match=r"part-00001.parquet: was damaged .* start the same"):
         parts.merge(folder, tmp_path / "m.json", {}, lambda: None)
     assert [path.name for path in tmp_path.iterdir()] == ["m.json.parts"]
+
+
+def test_a_part_of_another_job_counts_as_missing_and_is_never_read(folder, tmp_path):
+    folder.job = "mine"
+    fill(folder)
+    own = PartFolder(folder.path, folder.table)
+    own.job = "mine"
+    assert own.missing() == []
+    other = PartFolder(folder.path, folder.table)
+    other.job = "theirs"
+    assert other.missing() == list(range(len(folder)))
+    other.write(2, [outcome(int(row)) for row in folder.rows(2)])
+    assert PartFolder(folder.path, folder.table).missing() == list(range(len(folder)))
+    with pytest.raises(OutputError, match=r"part-00002\.parquet: belongs to another job"):
+        list(own.in_order(tmp_path))
 
 
 def test_statuses_are_counted_by_share(folder):

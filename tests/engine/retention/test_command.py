@@ -78,7 +78,7 @@ def test_another_study_is_refused_by_the_setting_that_differs(on_filled_boxes, s
     config, _ = on_filled_boxes
     with pytest.raises(OutputError, match=r"lr was 0\.0125, now 0\.5.*--overwrite"):
         retention(dataclasses.replace(config, lr=0.5))
-    with pytest.raises(OutputError, match="masks_sha256"):
+    with pytest.raises(OutputError, match="study: masks changed; give"):
         retention(dataclasses.replace(config, masks=study_data.human))
 
 

@@ -97,7 +97,7 @@ def measure_clustering(config: EvalConfig) -> ClusteringResult:
         open_boxes(config.gt, config.format, config.images), config.categories, config.limit
     )
     problems = Problems()
-    frame = read_frame(table, config)
+    frame = read_frame(table, config.categories, config.limit)
     human = read_human(table, frame, problems)
     if config.strict:
         refuse_problems(config.gt, problems)
