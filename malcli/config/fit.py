@@ -303,6 +303,13 @@ class FitConfig(ImageConfig):
         panel=LOSS,
         source=SPEC,
     )
+    crf_epsilon: float = setting(
+        0.0,
+        "Added to the sum that the mean field divides by (released code: 1e-6).",
+        panel=LOSS,
+        source=SPEC,
+        low=0.0,
+    )
     crf_iterations: int = setting(100, "Mean-field iterations.", panel=LOSS, source=SPEC, low=0)
     crf_image: str = setting(
         "clean",
