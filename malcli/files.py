@@ -11,6 +11,9 @@ from pathlib import Path
 
 from malcli.errors import OutputError, RunError
 
+# What a disk or a share that fails answers: no fault of the name that was given.
+FAILING = (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.ENOTCONN)
+
 
 @contextlib.contextmanager
 def replacing(target: Path) -> Iterator[Path]:
@@ -20,7 +23,7 @@ def replacing(target: Path) -> Iterator[Path]:
 
     Raises:
         OutputError: The folder cannot be written to.
-        RunError: The disk is full.
+        RunError: The disk is full or fails.
     """
     temporary = beside(target)
     try:
@@ -66,6 +69,11 @@ def write_error(error: OSError, target: Path) -> OutputError | RunError:
         return RunError(
             f"{target}: no space left to write ({free:.0f} MB free); make room and start the same "
             f"command again"
+        )
+    if error.errno in FAILING:
+        return RunError(
+            f"{target}: the disk fails ({error.strerror or error}); what was written before is "
+            f"kept; start the same command again once it works"
         )
     return OutputError(f"{target}: cannot be written ({error.strerror or error}); choose another")
 

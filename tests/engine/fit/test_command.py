@@ -12,6 +12,7 @@ from malcli.data.scenes import draw_scenes
 from malcli.engine.eval.masks import evaluate
 from malcli.engine.fit import trainer as trainer_module
 from malcli.engine.fit.command import fit
+from malcli.engine.fit.loop import TrainingLoop
 from malcli.engine.label.command import label
 from malcli.engine.machine.signals import StopFlag
 from malcli.errors import (
@@ -104,22 +105,22 @@ def test_a_signal_keeps_the_state_and_resuming_equals_never_stopped(whole, tmp_p
     small, result = whole
     run = tmp_path / "run"
     moved = dataclasses.replace(small, out=run, save_every=1000)
-    advance = trainer_module.Trainer._advance
+    count = TrainingLoop._count
     flags = []
     enter = StopFlag.__enter__
     monkeypatch.setattr(StopFlag, "__enter__", lambda self: flags.append(self) or enter(self))
 
-    def stop_at_three(self, batches):
-        advance(self, batches)
-        if self.loop.step == 3:
+    def stop_at_three(self):
+        count(self)
+        if self.place.step == 3:
             flags[0].signum = 15
 
-    monkeypatch.setattr(trainer_module.Trainer, "_advance", stop_at_three)
+    monkeypatch.setattr(TrainingLoop, "_count", stop_at_three)
     with pytest.raises(Interrupted, match="--resume") as caught:
         fit(moved)
     assert caught.value.exit_code == 143
     assert not (run / "state/finished").exists()
-    monkeypatch.setattr(trainer_module.Trainer, "_advance", advance)
+    monkeypatch.setattr(TrainingLoop, "_count", count)
     resumed = fit(dataclasses.replace(moved, resume=True))
     expected, found = load_file(result.checkpoint), load_file(resumed.checkpoint)
     assert all(torch.equal(value, found[key]) for key, value in expected.items())
