@@ -25,6 +25,7 @@ from malcli.data.formats.open import open_boxes, select
 from malcli.data.images.find import ImageFolder, find_images
 from malcli.engine.fit import run_folder
 from malcli.engine.fit.networks import build_networks, with_architecture_of_weights
+from malcli.engine.fit.states import has_state
 from malcli.engine.fit.trainer import Trainer, resumable
 from malcli.engine.label.crop_sizes import AUTO
 from malcli.engine.label.settings import auto_batch
@@ -104,7 +105,7 @@ def fit(config: FitConfig) -> FitResult:
     with StopFlag() as stop, failures_named(run):
         with _flush_denormals():
             torch.manual_seed(config.seed)
-            student, teacher, architecture = build_networks(config, continued)
+            student, teacher, architecture = build_networks(config, continued and has_state(run))
             saved = Checkpoint(student, teacher, architecture, threshold, _public(config))
             check = partial(validate, config, run, stop) if config.val else None
             trainer = Trainer(config, run, accelerator, saved, crops, rows, check)

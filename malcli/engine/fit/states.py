@@ -115,6 +115,11 @@ def load_state(
     return None
 
 
+def has_state(run: Path) -> bool:
+    """Return whether a run has a state to continue: without one it starts from its weights."""
+    return bool(_states(run))
+
+
 def _states(run: Path) -> list[Path]:
     """Return the complete states of a run, oldest first."""
     return sorted((run / "state").glob("step-*"))

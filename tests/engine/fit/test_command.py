@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -476,6 +477,16 @@ def test_a_start_that_was_killed_at_once_can_be_started_and_resumed(train_scenes
     left.write_text("{")
     fit(dataclasses.replace(small, resume=True))
     assert not left.exists()
+
+
+def test_a_run_without_a_state_yet_is_resumed_from_its_weights(whole, train_scenes, tmp_path):
+    small = config(
+        train_scenes, tmp_path / "run", max_steps=1, pictures_every=0,
+        weights=str(whole[1].checkpoint),
+    )  # fmt: skip
+    before = fit(small).checkpoint.read_bytes()
+    shutil.rmtree(next((tmp_path / "run/state").glob("step-*")))
+    assert fit(dataclasses.replace(small, resume=True)).checkpoint.read_bytes() == before
 
 
 def test_a_replacement_that_was_killed_is_never_resumed_but_replaced(train_scenes, tmp_path):
