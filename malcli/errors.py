@@ -81,6 +81,7 @@ class Interrupted(RunError):  # noqa: N818 - a signal is no error
     def __init__(self, message: str, signum: int) -> None:
         """Set the exit code from the signal, as shells do."""
         super().__init__(message)
+        self.signum = signum
         self.exit_code = 128 + signum
 
 

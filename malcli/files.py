@@ -30,6 +30,9 @@ _TEMPORARY = re.compile(
     r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{6})-(?P<pid>\d+)-[0-9a-f]{8}\.tmp", re.DOTALL
 )
 
+# What a disk or a share that fails answers: no fault of the name that was given.
+FAILING = (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.ENOTCONN)
+
 
 @contextlib.contextmanager
 def replacing(target: Path, *, first_wins: bool = False, sweep: bool = True) -> Iterator[Path]:
@@ -46,7 +49,7 @@ def replacing(target: Path, *, first_wins: bool = False, sweep: bool = True) -> 
 
     Raises:
         OutputError: The folder cannot be written to, or the target is a device, pipe or socket.
-        RunError: The disk is full.
+        RunError: The disk is full or fails.
     """
     try:
         target = _followed(target)
@@ -301,6 +304,11 @@ def write_error(error: OSError, target: Path) -> OutputError | RunError:
         return RunError(
             f"{target}: no space left to write ({free:.0f} MB free); make room and start the same "
             f"command again"
+        )
+    if error.errno in FAILING:
+        return RunError(
+            f"{target}: the disk fails ({error.strerror or error}); what was written before is "
+            f"kept; start the same command again once it works"
         )
     return OutputError(f"{target}: cannot be written ({error.strerror or error}); choose another")
 

@@ -125,6 +125,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "lr_timing": "after",
             "teacher_start": "independent",
             "crf_image": "jittered",
+            "crf_epsilon": 1e-6,
             "stem": "convolutional",
             "position": "released",
             "size_classes": "strict",

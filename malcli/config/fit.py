@@ -312,6 +312,13 @@ class FitConfig(ImageConfig):
         panel=LOSS,
         source=SPEC,
     )
+    crf_epsilon: float = result(
+        0.0,
+        "Added to the sum that the mean field divides by (released code: 1e-6).",
+        panel=LOSS,
+        source=SPEC,
+        low=0.0,
+    )
     crf_iterations: int = result(100, "Mean-field iterations.", panel=LOSS, source=SPEC, low=0)
     crf_image: str = result(
         "clean",

@@ -47,7 +47,9 @@ class Checkpoint:
         architecture: What builds them.
         threshold: Probability thresholds for small, medium and large boxes.
         settings: The settings of the fit, plain values, file names without folders.
-        quality: Measured on human masks (`data`, `miou`, ...), or empty.
+        quality: Measured on human masks (`data`, `miou`, ...); empty if it never was.
+        trained: Optimiser `steps` and `epochs` behind it, starts that were resumed included; empty
+            if malcli did not train it, or before it kept them.
         sha256: Hash of the file; empty before it is saved.
         notes: Sentences for the log: what was found in a file that malcli did not write.
         self_test: How its student did on drawn crops; None for a file of malcli.
@@ -59,6 +61,7 @@ class Checkpoint:
     threshold: tuple[float, float, float]
     settings: dict[str, Any] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
+    trained: dict[str, Any] = field(default_factory=dict)
     sha256: str = ""
     notes: tuple[str, ...] = ()
     self_test: SelfTest | None = None
@@ -84,17 +87,29 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = tor
         "settings": checkpoint.settings,
         "quality": checkpoint.quality,
         TENSORS_HASH: _hash_tensors(tensors),
+        "trained": checkpoint.trained,
     }
     text = json.dumps({"sha256": checksum(meta), **meta}, sort_keys=True)
     with replacing(path) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        try:
-            save_file(tensors, temporary, {"malcli": text})
-            temporary.chmod(mode)  # safetensors' own files are for their owner alone
-        except SafetensorError as error:  # it hides the system's error in its text
-            number = re.search(r"os error (\d+)", str(error))
-            raise OSError(int(number[1]) if number else errno.EIO, _first_line(error)) from error
+        write_tensors(tensors, temporary, {"malcli": text})
+
+
+def write_tensors(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file that may be read by whom the user's files may be read by.
+
+    Raises:
+        OSError: As of any write; safetensors hides the system's error in its text.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(tensors, path, metadata)
+        path.chmod(mode)  # safetensors' own files are for their owner alone
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, _first_line(error)) from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -127,7 +142,9 @@ def _load(path: Path) -> Checkpoint:
     try:
         architecture = Architecture(**meta["architecture"])
         small, medium, large = (float(value) for value in meta["threshold"])
-        settings, quality = dict(meta.get("settings") or {}), dict(meta.get("quality") or {})
+        settings, quality, trained = (
+            dict(meta.get(key) or {}) for key in ("settings", "quality", "trained")
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: its configuration cannot be read ({error}); it was written by malcli "
@@ -145,6 +162,7 @@ def _load(path: Path) -> Checkpoint:
         threshold=(small, medium, large),
         settings=settings,
         quality=quality,
+        trained=trained,
         sha256=hash_file(path),
     )
 

@@ -89,7 +89,9 @@ class ImageEncoder(nn.Module):
 
     Args:
         name: As in `build_encoder`; timm's network must have `forward_intermediates`.
-        crop_size: Side of the input, pixels; what depends on it is resampled once.
+        crop_size: Side of the input, pixels; what depends on it is resampled once, here, and the
+            resampled position grid is what training moves. The released code trains the small grid
+            through its resampling at every step: forward passes agree, trained values do not.
         stem, position: As in `build_encoder`.
         options: What timm builds it with.
 

@@ -87,6 +87,30 @@ def test_mean_field_equals_the_literal_loop(zeta, with_box, shape):
 
 
 @pytest.mark.parametrize("zeta", [0.1, 0.5])
+def test_with_its_epsilon_the_mean_field_is_the_released_one_to_the_pixel(zeta):
+    cases = [draw_case(seed, 9, 10, noise=0.3) for seed in range(4)]
+    image, unary, box = (one.double() for one in as_batch(*zip(*cases, strict=True)))
+    unary = 0.3 + unary / 2  # a quarter to three quarters of the pixels end on
+    wanted = np.stack(
+        [
+            refine_literally(*(part.numpy() for part in case), zeta, epsilon=RELEASED_EPSILON)
+            for case in zip(image, unary, box, strict=True)
+        ]
+    )
+    refined = mean_field(image, unary, box, zeta=zeta, epsilon=RELEASED_EPSILON)
+    assert 0.1 < refined.mean() < 0.9
+    assert np.array_equal(refined.numpy(), wanted > 0.5)
+
+
+def test_the_released_epsilon_puts_a_pixel_between_equal_claims_into_the_background():
+    # One colour, z = 4e-5 everywhere: nine of them are 3.6e-4, and log(1 + 1e-6 * 2^9) is 5.1e-4.
+    image, unary = torch.zeros(1, 3, 6, 6), torch.full((1, 6, 6), 0.50001)
+    plain, released = (mean_field(image, unary, epsilon=one) for one in (0.0, RELEASED_EPSILON))
+    assert (plain == 1).all()
+    assert (released[:, 1:-1, 1:-1] == 0).all()
+
+
+@pytest.mark.parametrize("zeta", [0.1, 0.5])
 def test_mean_field_equals_the_released_epsilon_off_ties(zeta):
     # E0 + E1 >= 2 * 0.09^4.5 = 4e-5, so 1e-6 moves a tied x from 0.5 to 0.5 / 1.025 = 0.488 a step.
     cases = [draw_case(seed, 9, 10) for seed in range(4)]
@@ -158,6 +182,14 @@ def refine_without_self(image, unary, box, zeta, omega, iterations):
                 new[y, x] = min(max(total, -clamp), clamp)
         z = new
     return z
+
+
+def test_the_epsilon_by_hand_without_the_pixel_itself():
+    # One neighbour of weight 1 that is nearly on: x = 0.9 / (0.1 + 0.9 + 0.81), below 0.5.
+    image, unary = torch.zeros(1, 3, 1, 2), torch.tensor([[[0.9, 0.4]]])
+    for epsilon, second in ((0.79, 1.0), (0.81, 0.0)):
+        refined = mean_field(image, unary, iterations=1, include_self=False, epsilon=epsilon)
+        assert refined.tolist() == [[[0.0, second]]]
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 7, 30])

@@ -30,6 +30,8 @@ from malcli.engine.eval.read_instances import (
 )
 from malcli.engine.eval.result import EvalIntervals, EvalResult
 from malcli.engine.inputs import refuse_problems
+from malcli.engine.machine.signals import command_of
+from malcli.errors import Interrupted
 from malcli.geometry.boxes import SIZE_NAMES
 from malcli.metrics.ap import ApResult, box_ap, frequency_ap, mask_ap, resample
 from malcli.metrics.confidence import ScoreQuality, measure_score
@@ -182,7 +184,16 @@ def _label(config: EvalConfig, out: Path) -> Path:
 
     known = {item.name for item in dataclasses.fields(LabelConfig)} - {"report"}
     shared = {key: value for key, value in vars(config).items() if key in known}
-    label(resolve_label({"boxes": config.gt, "out": out, **shared}))
+    try:
+        label(resolve_label({"boxes": config.gt, "out": out, **shared}))
+    except Interrupted as error:  # it names `label`, and perhaps a folder that is gone by then
+        kept = "finished parts" if config.masks else "nothing (with --masks FILE, finished parts)"
+        again = dataclasses.replace(config, overwrite=config.overwrite and not config.masks)
+        raise Interrupted(
+            f"stopped while it labelled the boxes of --gt, {kept} kept; go on with: "
+            f"{command_of(again, 'eval')}",
+            error.signum,
+        ) from None
     return out
 
 

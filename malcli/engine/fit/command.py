@@ -25,7 +25,8 @@ from malcli.data.formats.open import open_boxes, select
 from malcli.data.images.find import ImageFolder, find_images
 from malcli.engine.fit import run_folder
 from malcli.engine.fit.networks import build_networks, with_architecture_of_weights
-from malcli.engine.fit.trainer import Trainer
+from malcli.engine.fit.states import has_state
+from malcli.engine.fit.trainer import Trainer, resumable
 from malcli.engine.label.crop_sizes import AUTO
 from malcli.engine.label.settings import auto_batch
 from malcli.engine.label.thresholds import auto_thresholds
@@ -111,56 +112,70 @@ def fit(config: FitConfig) -> FitResult:
     rows = _rows(config, table)
     folder = find_images(config.data, table, config.images)
     crops = TrainingCrops(table, folder, _rule(config), _composites(config, table))
-    check = partial(validate, config, run) if config.val else None
-    with StopFlag() as stop, _flush_denormals(), failures_named(run):
-        torch.manual_seed(config.seed)
-        student, teacher, architecture = build_networks(config, continued)
-        saved = Checkpoint(student, teacher, architecture, threshold, _public(config))
-        trainer = Trainer(config, run, accelerator, saved, crops, rows, check)
+    with StopFlag() as stop, failures_named(run):
+        with _flush_denormals():
+            torch.manual_seed(config.seed)
+            student, teacher, architecture = build_networks(config, continued and has_state(run))
+            saved = Checkpoint(student, teacher, architecture, threshold, _public(config))
+            check = partial(validate, config, run, stop) if config.val else None
+            trainer = Trainer(config, run, accelerator, saved, crops, rows, check)
+            if accelerator.is_main_process:
+                _describe_data(crops, table, rows)
+                _describe_start(given, trainer, f"{device.type}, {precision}", continued)
+                run_folder.prepare_folder(run, config, continued)
+            accelerator.wait_for_everyone()
+            trainer.train(stop, continued)
+        result = _result(trainer)
         if accelerator.is_main_process:
-            _describe_data(crops, table, rows)
-            _describe_start(given, trainer, f"{device.type}, {precision}", continued)
-            run_folder.prepare_folder(run, config, continued)
+            if is_auto:
+                with resumable(config, run, "while it chose the thresholds", stop):
+                    save_thresholds(config, result.checkpoint, table, crops.folder)
+            if check:
+                result.val = check(result.steps, trainer.loop.epochs_done())
+                with_quality(result.checkpoint, _quality(config, result.val))
+            finished = load_checkpoint(result.checkpoint)
+            run_folder.finish(run, finished.trained, measured=bool(finished.quality))
         accelerator.wait_for_everyone()
-        trainer.train(stop, continued)
-    result = FitResult(
-        run=run,
-        checkpoint=run / CHECKPOINT_NAME,
-        steps=trainer.loop.step,
-        crops_per_s=trainer.crops_per_s(),
-        seconds={kind: round(value, 2) for kind, value in trainer.clock.seconds.items()},
-        last=trainer.last,
-    )
-    if accelerator.is_main_process:
-        if is_auto:
-            save_thresholds(config, result.checkpoint, table, crops.folder)
-        if check:
-            result.val = check(trainer.loop.step, trainer.epochs_done())
-            with_quality(result.checkpoint, _quality(config, result.val))
-        run_folder.finish(run)
-    accelerator.wait_for_everyone()
     return result
 
 
-def validate(config: FitConfig, run: Path, step: int, epoch: float) -> dict[str, Any]:
+def _result(trainer: Trainer) -> FitResult:
+    """Return what a run did, before it is measured."""
+    return FitResult(
+        run=trainer.run,
+        checkpoint=trainer.run / CHECKPOINT_NAME,
+        steps=trainer.loop.place.step,
+        crops_per_s=trainer.loop.per_second(),
+        seconds={kind: round(value, 2) for kind, value in trainer.clock.seconds.items()},
+        last=trainer.loop.last,
+    )
+
+
+def validate(
+    config: FitConfig, run: Path, stop: StopFlag, step: int, epoch: float
+) -> dict[str, Any]:
     """Label and score the validation boxes with the run's checkpoint; add a line to the metrics.
 
     Human masks are read here only, after training on boxes alone.
+
+    Raises:
+        Interrupted: A signal came; it says how to resume the run.
     """
     from malcli.engine.eval.masks import evaluate
 
     assert config.val is not None
-    scores: dict[str, Any] = evaluate(
-        EvalConfig(
-            gt=config.val,
-            images=config.val_images,
-            checkpoint=run / CHECKPOINT_NAME,
-            device=config.device,
-            max_pixels=config.max_pixels,
-            bootstrap=0,
-        )
-    ).to_json()
-    run_folder.append_line(run, {"step": step, "epoch": round(epoch, 4), "val": scores})
+    with resumable(config, run, f"in the validation at step {step}", stop):
+        scores: dict[str, Any] = evaluate(
+            EvalConfig(
+                gt=config.val,
+                images=config.val_images,
+                checkpoint=run / CHECKPOINT_NAME,
+                device=config.device,
+                max_pixels=config.max_pixels,
+                bootstrap=0,
+            )
+        ).to_json()
+    run_folder.write_validation(run, step, {"epoch": round(epoch, 4), "val": scores})
     return scores
 
 
@@ -229,8 +244,10 @@ def _public(config: FitConfig) -> dict[str, Any]:
 
 
 def _quality(config: FitConfig, scores: dict[str, Any]) -> dict[str, Any]:
-    """Return what the checkpoint says of its measured quality."""
+    """Return what the checkpoint says of its measured quality; empty if no mask was compared."""
     assert config.val is not None
+    if scores["miou"] is None or scores["miou"]["all"] is None:
+        return {}
     return {
         "data": config.val.name,
         "instances": scores["counts"]["instances"],
@@ -280,7 +297,7 @@ def _describe_start(given: FitConfig, trainer: Trainer, machine: str, continued:
         f"fit: batches of {trainer.global_batch} ({config.batch_size} x {config.grad_accum} "
         f"accumulated x {world} process{'es' if world > 1 else ''}), peak learning rate "
         f"{trainer.schedule.peak:.3g}, {trainer.steps_per_epoch} steps an epoch, "
-        f"{trainer.last_step} in all; run folder {trainer.run}"
+        f"{trainer.loop.last_step} in all; run folder {trainer.run}"
     )
 
 

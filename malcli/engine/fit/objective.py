@@ -143,6 +143,7 @@ def refine(
         omega=config.crf_omega,
         iterations=config.crf_iterations,
         include_self=config.crf_self,
+        epsilon=config.crf_epsilon,
     )
 
 

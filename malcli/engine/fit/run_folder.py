@@ -1,51 +1,33 @@
-"""Run folders of `fit`: where a run lives, its saved states, and how it is continued.
+"""Run folders of `fit`: where a run lives, what is in it, and which settings continue it.
 
-    RUN/config.toml             the settings
-    RUN/metrics.jsonl           one line a logged step or validation
-    RUN/checkpoint.safetensors  the labeler
-    RUN/pictures/               fixed crops as training goes on
-    RUN/state/step-000500/      what resuming needs: tensors.safetensors, loop.json
-    RUN/state/finished          there once the run has ended
-
-A state is complete once its folder has its final name; the newest readable one is continued.
+RUN/config.toml             the settings
+RUN/metrics.jsonl           one line a logged step or validation
+RUN/checkpoint.safetensors  the labeler
+RUN/pictures/               fixed crops as training goes on
+RUN/state/settings.json     the settings, and hashes of the inputs: what resuming compares
+RUN/state/step-00000500/    what resuming needs (`states`)
+RUN/state/finished          there once the run has ended: steps, epochs, whether measured
 """
 
 import contextlib
 import json
 import re
 import shutil
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-
-from malcli.checksums import DamagedError, seal, unseal
 from malcli.config.fit import FitConfig
-from malcli.errors import CheckpointError, ConfigError, OutputError
-from malcli.files import hash_file, replacing, replacing_folder
+from malcli.engine.fit.states import LoopState
+from malcli.errors import ConfigError, OutputError
+from malcli.files import hash_file, replacing, sync, write_error
 from malcli.identity import HASH, differences, refuse
 from malcli.report.progress import log
 from malcli.settings import names_of, to_plain, to_toml
 
-KEPT_STATES = 2
-TENSORS = "tensors.safetensors"
-TENSORS_HASH = "tensors_sha256"
-
-
-@dataclass
-class LoopState:
-    """Where training stands, between two optimiser steps."""
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    world: int = 1
-    skipped: int = 0
-    unreadable: int = 0
+# What `files.beside` makes.
+LEFTOVER = re.compile(r"\..+\.[0-9a-f]{6}-\d+-[0-9a-f]{8}\.tmp", re.DOTALL)
 
 
 def choose_run(config: FitConfig, runs: Path = Path("runs")) -> tuple[Path, bool]:
@@ -63,7 +45,7 @@ def choose_run(config: FitConfig, runs: Path = Path("runs")) -> tuple[Path, bool
     else:
         taken = [number for number, _ in _numbered(runs, stem)]
         run = runs / f"{stem}-{max(taken, default=0) + 1}"
-    if not run.exists() or (run.is_dir() and not any(run.iterdir())):
+    if not run.exists() or (run.is_dir() and _is_empty(run)):
         if config.resume:
             log(f"{run}: nothing to resume; starting")
         return run, False
@@ -77,9 +59,14 @@ def choose_run(config: FitConfig, runs: Path = Path("runs")) -> tuple[Path, bool
             f"{run}: holds another run; continue it with --resume, replace it with --overwrite, or "
             f"give another --out"
         )
-    if not (run / "config.toml").is_file():
+    if not any((run / name).is_file() for name in ("config.toml", "state/settings.json")):
         raise OutputError(f"{run}: is not a run of malcli, so --overwrite leaves it alone")
     return run, False
+
+
+def _is_empty(run: Path) -> bool:
+    """Return whether a folder holds no file but what a start that was killed at once left."""
+    return all(LEFTOVER.fullmatch(path.name) for path in run.rglob("*") if not path.is_dir())
 
 
 def _numbered(runs: Path, stem: str) -> list[tuple[int, Path]]:
@@ -100,7 +87,9 @@ def _check_same_job(run: Path, config: FitConfig) -> None:
     try:
         before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise OutputError(f"{run}: no readable settings, so it cannot be resumed") from None
+        raise OutputError(
+            f"{run}: no readable settings, so it cannot be resumed; start it anew with --overwrite"
+        ) from None
     # A run of an earlier malcli lacks the settings that came later: it ran with their defaults.
     before = _defaults() | before
     free = names_of(FitConfig, "input", "file", "free", "private")
@@ -125,9 +114,10 @@ def prepare_folder(run: Path, config: FitConfig, continued: bool) -> None:
     Raises:
         OutputError: A resumed run was started from other boxes or masks to paste.
     """
-    if config.overwrite and not continued:
-        shutil.rmtree(run, ignore_errors=True)
     settings = run / "state" / "settings.json"
+    if run.exists() and not continued:
+        _clear(run)
+    _remove_leftovers(run)
     inputs = {"data": config.data, "paste": config.paste}
     hashes = {key + HASH: hash_file(path) for key, path in inputs.items() if path}
     if settings.is_file():
@@ -142,30 +132,97 @@ def prepare_folder(run: Path, config: FitConfig, continued: bool) -> None:
     (run / "state" / "finished").unlink(missing_ok=True)
 
 
-def finish(run: Path) -> None:
-    """Mark a run as finished."""
+def _clear(run: Path) -> None:
+    """Remove an earlier run; one that is cut short by a kill can be started over, never resumed."""
+    (run / "state" / "settings.json").unlink(missing_ok=True)
+    (run / "config.toml").touch()  # says that the folder is malcli's, until it is written anew
+    for path in run.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != "config.toml":
+            path.unlink()
+
+
+def _remove_leftovers(run: Path) -> None:
+    """Remove what a kill left of unfinished files and states: one process alone writes here."""
+    for folder in (run, run / "state", run / "pictures"):
+        for path in folder.glob(".*.tmp"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif LEFTOVER.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+
+
+def finish(run: Path, trained: Mapping[str, Any], measured: bool) -> None:
+    """Mark a run as finished.
+
+    Args:
+        run: The run folder.
+        trained: `steps` and `epochs` that are done.
+        measured: Whether its labeler was measured against human masks.
+    """
     with replacing(run / "state" / "finished") as temporary:
-        temporary.touch()
+        temporary.write_text(json.dumps({**trained, "measured": measured}) + "\n")
 
 
 def append_line(run: Path, values: dict[str, Any]) -> None:
     """Append one line to metrics.jsonl."""
-    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(values) + "\n")
+    path = run / "metrics.jsonl"
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+    except OSError as error:
+        raise write_error(error, path) from error
+
+
+def sync_metrics(run: Path) -> None:
+    """Flush metrics.jsonl to the disk: a state must not be newer than its line."""
+    path = run / "metrics.jsonl"
+    try:
+        if path.is_file():
+            sync(path)
+    except OSError as error:
+        raise write_error(error, path) from error
+
+
+def write_validation(run: Path, step: int, values: dict[str, Any]) -> None:
+    """Write the scores of a step into metrics.jsonl, in the place of earlier ones of the step."""
+    kept = [line for line in _lines(run) if not _is_scores(line, step)]
+    _write_lines(run, [*kept, {"step": step, **values}])
+
+
+def is_validated(run: Path, step: int) -> bool:
+    """Return whether metrics.jsonl has the scores of a step."""
+    return any(_is_scores(line, step) for line in _lines(run))
 
 
 def cut_metrics(run: Path, step: int) -> None:
-    """Drop the lines of steps after `step`, which a resumed run takes again."""
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-    with replacing(path) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8")
+    """Drop the lines of steps after `step`, which a resumed run takes again, and cut ones."""
+    if (run / "metrics.jsonl").is_file():
+        _write_lines(run, [line for line in _lines(run) if line["step"] <= step])
+
+
+def _lines(run: Path) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl, but those that a kill cut."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for text in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                line = json.loads(text)
+                if isinstance(line, dict) and isinstance(line.get("step"), int):
+                    found.append(line)
+    return found
+
+
+def _is_scores(line: Mapping[str, Any], step: int) -> bool:
+    """Return whether a line holds the scores of a step."""
+    return line["step"] == step and "val" in line
+
+
+def _write_lines(run: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Replace metrics.jsonl."""
+    with replacing(run / "metrics.jsonl") as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def write_picture(run: Path, step: int, png: bytes) -> None:
@@ -189,98 +246,3 @@ def check_world(loop: LoopState, world: int, config: FitConfig, run: Path) -> Lo
         )
     log(f"{run}: {loop.world} processes before, {world} now; epoch {loop.epoch} restarts")
     return replace(loop, world=world, batch=0)
-
-
-def save_state(
-    run: Path,
-    loop: LoopState,
-    student: nn.Module,
-    teacher: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler | None,
-) -> None:
-    """Write everything that resuming needs, whole or not at all; keep the newest two."""
-    tensors = {f"student.{key}": value for key, value in student.state_dict().items()}
-    tensors |= {f"teacher.{key}": value for key, value in teacher.state_dict().items()}
-    for number, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{key}": value for key, value in values.items()}
-    contents = asdict(loop) | {"scaler": scaler.state_dict() if scaler else {}}
-    folder = run / "state" / f"step-{loop.step:08d}"
-    with replacing_folder(folder) as made:
-        plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        save_file(plain, made / TENSORS)
-        contents[TENSORS_HASH] = hash_file(made / TENSORS)
-        (made / "loop.json").write_text(seal(contents), encoding="utf-8")
-    # Also what a kill left of an unfinished state: only this process writes here.
-    for old in (*_states(run)[:-KEPT_STATES], *folder.parent.glob(".step-*.tmp")):
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def load_state(
-    run: Path,
-    student: nn.Module,
-    teacher: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler | None,
-) -> LoopState | None:
-    """Restore the newest readable state in place, or return None if there is none.
-
-    Raises:
-        CheckpointError: States are there but none can be read.
-    """
-    states = _states(run)
-    for folder in reversed(states):
-        try:
-            contents = unseal((folder / "loop.json").read_bytes())
-            if contents.pop(TENSORS_HASH, None) not in (None, hash_file(folder / TENSORS)):
-                raise DamagedError
-            tensors = load_file(folder / TENSORS)
-            student.load_state_dict(_part(tensors, "student."))
-            teacher.load_state_dict(_part(tensors, "teacher."))
-            _load_optimizer(optimizer, _part(tensors, "optimizer."))
-            scaler_state = contents.pop("scaler")
-            if scaler and scaler_state:
-                scaler.load_state_dict(scaler_state)
-            return LoopState(**contents)
-        except (
-            OSError,
-            ValueError,
-            LookupError,
-            TypeError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:
-            reason = str(error).partition("\n")[0][:100]
-            log(f"{folder}: cannot be read ({reason}); trying an older one")
-    if states:
-        raise CheckpointError(f"{run}: none of its saved states can be read; start again")
-    return None
-
-
-def _states(run: Path) -> list[Path]:
-    """Return the complete states of a run, oldest first."""
-    return sorted((run / "state").glob("step-*"))
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors under a prefix, without it."""
-    return {
-        key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
-    }
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Restore AdamW's moments from `<number>.<name>` tensors.
-
-    Raises:
-        ValueError: Moments of other parameters.
-    """
-    whole = optimizer.state_dict()
-    shapes = [value.shape for group in optimizer.param_groups for value in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        number, name = key.split(".", 1)
-        if name != "step" and value.shape != shapes[int(number)]:
-            raise ValueError("the optimiser's moments belong to other parameters")
-        state.setdefault(int(number), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})

@@ -1,9 +1,8 @@
-"""The training loop, in view: step, log, save, draw, stop (Sec. 4.2)."""
+"""What a step of `fit` does, and what is drawn and validated between steps (Sec. 4.2)."""
 
 import contextlib
-import resource
-import time
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from malcli.data.crops.epoch_order import EpochOrder
 from malcli.data.crops.training_crops import RoiBatch, TrainingCrops
 from malcli.engine.fit import run_folder
 from malcli.engine.fit.batches import epoch_batches
+from malcli.engine.fit.loop import Losses, TrainingLoop
 from malcli.engine.fit.objective import batch_losses
 from malcli.engine.fit.pictures import draw_crops
 from malcli.engine.fit.schedule import build_optimizer, build_schedule, ramp
@@ -28,14 +28,13 @@ from malcli.errors import Interrupted, RunError
 from malcli.model.checkpoint import Checkpoint, save_checkpoint
 from malcli.model.ema import update_teacher
 from malcli.model.locate import CHECKPOINT_NAME
-from malcli.report.progress import Progress, log
+from malcli.report.progress import log
 
 MAX_SKIPPED = 50  # optimiser steps in a row that the loss scaler may skip
-SIGNAL_STEPS = 10  # between two looks for signals of other processes, each of which waits for a GPU
 
 
 class Trainer:
-    """The loop and all that it moves: networks, optimiser, order of crops, place in training."""
+    """The networks, their objective and optimiser; `TrainingLoop` takes the steps."""
 
     def __init__(
         self,
@@ -63,14 +62,9 @@ class Trainer:
         self.accelerator = accelerator
         self.crops = crops
         self.rows = rows
-        world = accelerator.num_processes
+        world, rank = accelerator.num_processes, accelerator.process_index
         self.order = EpochOrder(
-            rows,
-            config.batch_size,
-            accelerator.process_index,
-            world,
-            config.seed,
-            config.grad_accum,
+            rows, config.batch_size, rank, world, config.seed, config.grad_accum
         )
         self.steps_per_epoch = self.order.batches // config.grad_accum
         self.global_batch = config.batch_size * config.grad_accum * world
@@ -81,18 +75,21 @@ class Trainer:
         self.student = saved.student.to(accelerator.device)
         optimizer = build_optimizer(config, self.student.encoder, self.student.decoder)
         self.model, self.optimizer = accelerator.prepare(self.student, optimizer)
-        self.loop = run_folder.LoopState(world=world)
+        self.loop = TrainingLoop(
+            run,
+            accelerator,
+            self.order,
+            {"student": self.student, "teacher": self.teacher},
+            self.optimizer,
+            last_step=min(self.schedule.total, config.max_steps or self.schedule.total),
+            accumulated=config.grad_accum,
+            log_every=config.log_every,
+            save_every=config.save_every,
+            remedy="and --resume",
+            save_also=self._save_checkpoint,
+        )
         self.clock = Clock()
-        self.seen = 0
-        self.started = time.perf_counter()
-        self.last: dict[str, Any] = {}
         self.skipped_in_row = 0
-
-    @property
-    def last_step(self) -> int:
-        """The step at which training ends."""
-        total = self.schedule.total
-        return min(total, self.config.max_steps) if self.config.max_steps else total
 
     def train(self, stop: StopFlag, continued: bool) -> None:
         """Run to the last step, saving as it goes.
@@ -103,57 +100,36 @@ class Trainer:
         """
         if continued:
             self._restore()
-        if self.accelerator.is_main_process:
-            run_folder.cut_metrics(self.run, self.loop.step)
-        with Progress(self.last_step, "steps", "fit", done=self.loop.step) as progress:
-            while self.loop.step < self.last_step:
-                for batches in self._rest_of_epoch():
-                    self._step(batches)
-                    self._advance(len(batches))
-                    progress.advance(1)
-                    if self.loop.step >= self.last_step:
-                        break
-                    self._stop_if_asked(stop)
-        self.save()
+        self.loop.train(
+            "fit",
+            stop,
+            batches=self._rest_of_epoch,
+            step=self._step,
+            line=self._line,
+            interrupted=lambda signum: interrupted(
+                self.config, self.run, f"at step {self.loop.place.step}", signum
+            ),
+            after_step=self._after_step,
+        )
+        self.loop.save()
 
-    def _rest_of_epoch(self) -> Iterator[list[RoiBatch]]:
+    def _rest_of_epoch(self) -> Iterable[list[RoiBatch]]:
         """Return the micro-batches of each optimiser step left in the epoch."""
-        self.order.start(self.loop.epoch, self.loop.batch)
         device = self.accelerator.device
         return epoch_batches(self.crops, self.order, device, self.config.workers, self.clock)
 
-    def _stop_if_asked(self, stop: StopFlag) -> None:
-        """Save and raise Interrupted if a signal reached any process: all stop at the same step."""
-        signum = stop.signum
-        if self.accelerator.num_processes > 1:
-            if self.accelerator.device.type == "cuda" and self.loop.step % SIGNAL_STEPS:
-                return
-            signums: Tensor = self.accelerator.gather(
-                torch.tensor(signum, device=self.accelerator.device)
-            )
-            signum = int(signums.max())
-        if not signum:
-            return
-        self.save()
-        again = replace(self.config, out=self.run, resume=True, overwrite=False)
-        raise Interrupted(
-            f"stopped at step {self.loop.step}, state kept; resume with: "
-            f"{command_of(again, 'fit')}",
-            signum,
-        )
-
-    def _step(self, batches: list[RoiBatch]) -> None:
+    def _step(self, batches: list[RoiBatch]) -> Losses:
         """Take one optimiser step over its micro-batches, then move the teacher.
 
+        Returns the total loss and its MIL, CRF and paste terms, means over the micro-batches.
         Nothing here waits for a GPU, but the loss scaler of fp16.
         """
-        config, loop, accelerator = self.config, self.loop, self.accelerator
-        self._seed_step()
-        self._set_rate(self.schedule.used(loop.step, config.lr_timing))
+        config, place, accelerator = self.config, self.loop.place, self.accelerator
+        self._set_rate(self.schedule.used(place.step, config.lr_timing))
         sums = torch.zeros(4, device=accelerator.device)
         for number, batch in enumerate(batches):
-            self.seen += len(batch.size_B) * accelerator.num_processes
-            loop.unreadable += int((batch.valid_B == 0).sum())
+            self.loop.seen += len(batch.size_B) * accelerator.num_processes
+            place.unreadable += int((batch.valid_B == 0).sum())
             last = number == len(batches) - 1
             context = contextlib.nullcontext() if last else accelerator.no_sync(self.model)
             with context:
@@ -170,12 +146,7 @@ class Trainer:
             if not skipped:
                 update_teacher(self.teacher, self.student, config.teacher_momentum)
         self._count_skipped(skipped)
-        self.sums = sums
-
-    def _seed_step(self) -> None:
-        """Seed drop path by step and process, so that a resumed run drops the same paths."""
-        place = (self.config.seed, self.loop.step, self.accelerator.process_index)
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
+        return dict(zip(("loss", "loss_mil", "loss_crf", "loss_paste"), sums, strict=True))
 
     def _losses(self, batch: RoiBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the total (Eq. 1), MIL, CRF and paste losses of a batch on the device."""
@@ -191,9 +162,10 @@ class Trainer:
         )
         # The mean over the global batch becomes a sum over its size plus `mil_norm` (mal_spec 5.2).
         mil = mil * (self.global_batch / (self.global_batch + config.mil_norm))
-        step = self.loop.step - self.loop.epoch * self.steps_per_epoch
-        mil_ramp = ramp(step, self.loop.epoch, config.mil_ramp)
-        crf_ramp = ramp(step, self.loop.epoch, config.crf_ramp)
+        epoch = self.loop.place.epoch
+        step = self.loop.place.step - epoch * self.steps_per_epoch
+        mil_ramp = ramp(step, epoch, config.mil_ramp)
+        crf_ramp = ramp(step, epoch, config.crf_ramp)
         total = config.mil_weight * mil_ramp * mil + config.crf_weight * crf_ramp * crf  # Eq. 1
         total = total + config.outside_weight * outside + config.paste_weight * paste
         return total, mil, crf, paste
@@ -205,7 +177,7 @@ class Trainer:
 
     def _count_skipped(self, skipped: bool) -> None:
         """Count steps that the loss scaler skipped; too many in a row end the run."""
-        self.loop.skipped += skipped
+        self.loop.place.skipped += skipped
         self.skipped_in_row = self.skipped_in_row + 1 if skipped else 0
         if self.skipped_in_row >= MAX_SKIPPED:
             raise RunError(
@@ -213,94 +185,82 @@ class Trainer:
                 f"state is kept; lower --lr or take --precision bf16 or fp32"
             )
 
-    def _advance(self, batches: int) -> None:
-        """Count a step, then log, save and draw where the settings say so."""
-        config, loop = self.config, self.loop
-        loop.step += 1
-        loop.batch += batches
-        if loop.batch >= self.order.batches:
-            loop.epoch, loop.batch = loop.epoch + 1, 0
-        step, at_end = loop.step, loop.step >= self.last_step
-        if at_end or step % config.log_every == 0 or step == 1:
-            self._log_line()
-        if step % config.save_every == 0 and not at_end:
-            self.save()
-        wanted = config.pictures_every and (at_end or step % config.pictures_every == 0)
-        if wanted and self.accelerator.is_main_process:
-            png = draw_crops(config, self.student, self.crops, self.rows)
-            run_folder.write_picture(self.run, step, png)
-        if self.validate and config.val_every and step % config.val_every == 0 and not at_end:
-            self.save()
-            if self.accelerator.is_main_process:
-                self.validate(step, self.epochs_done())
-            self.accelerator.wait_for_everyone()
-
-    def _check_finite(self) -> None:
-        """Raise RunError if the last step's loss is NaN or infinite."""
-        if not torch.isfinite(self.sums).all():
-            raise RunError(
-                f"{self.run}: the loss is not a number at step {self.loop.step}; the last good "
-                f"state is kept; lower --lr, or take --precision fp32, and --resume"
-            )
-
-    def _log_line(self) -> None:
-        """Append one line to metrics.jsonl."""
-        self._check_finite()
-        loss, mil, crf, paste = self.accelerator.reduce(self.sums, reduction="mean").tolist()
-        device = self.accelerator.device
-        if device.type == "cuda":
-            memory = torch.cuda.max_memory_allocated(device)
-        else:
-            memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        self.last = {
-            "step": self.loop.step,
-            "epoch": round(self.epochs_done(), 4),
-            "loss": loss,
-            "loss_mil": mil,
-            "loss_crf": crf,
-            **({"loss_paste": paste} if self.config.paste else {}),
+    def _line(self, losses: dict[str, float]) -> dict[str, Any]:
+        """Return what metrics.jsonl says of a step."""
+        if not self.config.paste:
+            losses.pop("loss_paste")
+        return {
+            **losses,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "crops_per_s": self.crops_per_s(),
-            "memory_mb": round(memory / 1e6),
-            "skipped": self.loop.skipped,
-            "unreadable": self.loop.unreadable,
+            "crops_per_s": self.loop.per_second(),
+            "memory_mb": self.loop.memory_mb(),
+            "skipped": self.loop.place.skipped,
+            "unreadable": self.loop.place.unreadable,
         }
-        if self.accelerator.is_main_process:
-            run_folder.append_line(self.run, self.last)
 
-    def crops_per_s(self) -> float:
-        """Return crops over wall time since this start, all processes."""
-        return round(self.seen / (time.perf_counter() - self.started), 2)
+    def _after_step(self) -> None:
+        """Draw and validate where the settings say so."""
+        every, step = self.config.pictures_every, self.loop.place.step
+        wanted = every and (self.loop.at_end or step % every == 0)
+        if wanted and self.accelerator.is_main_process:
+            png = draw_crops(self.config, self.student, self.crops, self.rows)
+            run_folder.write_picture(self.run, step, png)
+        if self._is_validated_here():
+            self.loop.save()
+            self._validate()
 
-    def epochs_done(self) -> float:
-        """Return the epochs done, with fraction."""
-        return self.loop.step / self.steps_per_epoch
+    def _is_validated_here(self) -> bool:
+        """Return whether this step's labeler is validated; the last one is by who started it."""
+        every, step = self.config.val_every, self.loop.place.step
+        due = step > 0 and every and step % every == 0
+        return bool(self.validate and due and not self.loop.at_end)
 
-    def save(self) -> None:
-        """Write the state and the checkpoint, from the main process."""
-        if self.loop.step:
-            self._check_finite()
-        if self.accelerator.is_main_process:
-            run_folder.save_state(
-                self.run,
-                self.loop,
-                self.student,
-                self.teacher,
-                self.optimizer,
-                self.accelerator.scaler,
-            )
-            save_checkpoint(self.saved, self.run / CHECKPOINT_NAME)
+    def _validate(self) -> None:
+        """Validate the saved checkpoint, on the main process."""
+        if self.validate and self.accelerator.is_main_process:
+            self.validate(self.loop.place.step, self.loop.epochs_done())
         self.accelerator.wait_for_everyone()
 
+    def _save_checkpoint(self) -> None:
+        """Write the labeler as it is now."""
+        epochs = round(self.loop.epochs_done(), 4)
+        trained = {"steps": self.loop.place.step, "epochs": epochs}
+        save_checkpoint(replace(self.saved, trained=trained), self.run / CHECKPOINT_NAME)
+
     def _restore(self) -> None:
-        """Continue from the newest saved state."""
-        loop = run_folder.load_state(
-            self.run, self.student, self.teacher, self.optimizer, self.accelerator.scaler
-        )
-        if loop is None:
+        """Continue from the newest saved state, and do what a kill kept from being done there."""
+        if not self.loop.restore():
             log(f"{self.run}: no saved state; starting from the first step")
             return
-        self.loop = run_folder.check_world(
-            loop, self.accelerator.num_processes, self.config, self.run
+        self.loop.place = run_folder.check_world(
+            self.loop.place, self.accelerator.num_processes, self.config, self.run
         )
-        log(f"{self.run}: resumed at step {loop.step}")
+        step = self.loop.place.step
+        log(f"{self.run}: resumed at step {step}")
+        if self._is_validated_here() and not run_folder.is_validated(self.run, step):
+            self.loop.save()  # its checkpoint may be an older one
+            self._validate()
+
+
+def interrupted(config: FitConfig, run: Path, where: str, signum: int) -> Interrupted:
+    """Return the error of a run that a signal ended; it says how to go on."""
+    again = replace(config, out=run, resume=True, overwrite=False)
+    return Interrupted(
+        f"stopped {where}, state kept; resume with: {command_of(again, 'fit')}", signum
+    )
+
+
+@contextlib.contextmanager
+def resumable(config: FitConfig, run: Path, where: str, stop: StopFlag) -> Iterator[None]:
+    """End work after or between steps at once when a signal comes, saying how to resume the run.
+
+    Raises:
+        Interrupted: A signal came, here or in a command that was called, which names itself.
+    """
+    try:
+        with stop.at_once():
+            yield
+    except KeyboardInterrupt:
+        raise interrupted(config, run, where, stop.signum or signal.SIGINT) from None
+    except Interrupted as error:
+        raise interrupted(config, run, where, error.signum) from None

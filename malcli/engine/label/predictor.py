@@ -24,6 +24,7 @@ from malcli.losses.colour import with_colour
 from malcli.losses.crf import mean_field
 from malcli.model.checkpoint import Checkpoint
 from malcli.model.labeler import MaskLabeler
+from malcli.settings import PRESETS
 
 BEYOND = 2  # cells: one neighbour, and one for what float32 makes of a box's edge
 SMALLEST_PROB = 1e-4  # stands for lower thresholds where a logit is needed
@@ -104,8 +105,8 @@ class Predictor:
             "omega": float(checkpoint.settings.get("crf_omega", 1.0)),
             "iterations": int(checkpoint.settings.get("crf_iterations", 100)),
             "include_self": bool(checkpoint.settings.get("crf_self", True)),
+            "epsilon": float(checkpoint.settings.get("crf_epsilon", _implied_epsilon(checkpoint))),
         }
-
         self.colour_bandwidth = float(checkpoint.settings.get("colour_bandwidth", 0.2))
 
     @torch.inference_mode()
@@ -170,6 +171,7 @@ class Predictor:
             omega=self.crf["omega"],
             iterations=int(self.crf["iterations"]),
             include_self=bool(self.crf["include_self"]),
+            epsilon=self.crf["epsilon"],
         )
         return refined_BSS
 
@@ -186,6 +188,12 @@ class Predictor:
         x0, y0 = np.maximum(low, 0).tolist()
         x1, y1 = np.minimum(high, side).tolist()
         return slice(y0, y1), slice(x0, x1)
+
+
+def _implied_epsilon(checkpoint: Checkpoint) -> float:
+    """Return the mean field's epsilon for a checkpoint that does not tell: that of who made it."""
+    preset = PRESETS.get(str(checkpoint.settings.get("preset")), {})
+    return float(preset.get("fit", {}).get("crf_epsilon", 0.0))
 
 
 def _grown(logits_BGG: Tensor, side: int) -> Tensor:

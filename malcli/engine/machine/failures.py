@@ -4,15 +4,27 @@ Knows the libraries' ways of saying them: none has an exception of its own but a
 """
 
 import contextlib
+import errno
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from malcli.errors import RunError
+from malcli.files import FAILING, write_error
 
-# torch's allocators on CPU and GPU, and NVIDIA's libraries.
-NO_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
+# torch's allocators on CPU and GPU, NVIDIA's libraries, C++, threads, and oneDNN, which ends its
+# text there when it finds no memory; "a primitive descriptor" is what it cannot compute at all.
+NO_MEMORY = (
+    "DefaultCPUAllocator", "out of memory", "ALLOC_FAILED", "bad_alloc", "can't start new thread",
+    "Cannot allocate memory", "could not create a memory", "could not create a scratchpad",
+)  # fmt: skip
+NO_PRIMITIVE = re.compile(r"could not (create|execute) a primitive(?! descriptor)")
+MEMORY_REMEDY = (
+    "out of memory; the last saved state is kept; --resume with --grad-checkpointing, or start "
+    "again with a lower --batch-size (and as much higher --grad-accum) or a lower --crop-size"
+)
 LOST_READER = ("DataLoader worker", "DataLoader timed out")
 
 
@@ -24,7 +36,8 @@ def failures_named(run: Path) -> Iterator[None]:
         run: The run folder, whose saved states stay as they are.
 
     Raises:
-        RunError: Out of memory, a process that reads images died, or another process of the run.
+        RunError: Out of memory, a disk that is full or fails, a process that reads images died, or
+            another process of the run.
     """
     try:
         yield
@@ -33,17 +46,30 @@ def failures_named(run: Path) -> Iterator[None]:
         if told is None:
             raise
         raise RunError(f"{run}: {told}") from error
+    except OSError as error:
+        if is_out_of_memory(error):
+            raise RunError(f"{run}: {MEMORY_REMEDY}") from error
+        if error.errno in (*FAILING, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise write_error(error, Path(error.filename or run)) from error
+        raise
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that the CPU or the GPU has no memory left."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    text = str(error)
+    said = isinstance(error, RuntimeError) and (
+        _has(text, NO_MEMORY) or NO_PRIMITIVE.search(text) is not None
+    )
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or said
 
 
 def _told(error: Exception) -> str | None:
     """Return what happened and what to do, or None if it is no failure of the machine."""
     text = str(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or _has(text, NO_MEMORY):
-        return (
-            "out of memory; the last saved state is kept; --resume with --grad-checkpointing, or "
-            "start again with a lower --batch-size (and as much higher --grad-accum) or a lower "
-            "--crop-size"
-        )
+    if is_out_of_memory(error):
+        return MEMORY_REMEDY
     if _has(text, LOST_READER):
         return (
             "a process that reads images died or hangs, perhaps for want of memory; the last saved "

@@ -17,7 +17,14 @@ from malcli.config.label import LabelConfig
 from malcli.data.formats.open import open_boxes
 from malcli.data.formats.registry import writer_of
 from malcli.engine.eval.masks import evaluate
-from malcli.errors import ConfigError, DataFormatError, MissingImageError, OutputError
+from malcli.engine.label import command as label_command
+from malcli.errors import (
+    ConfigError,
+    DataFormatError,
+    Interrupted,
+    MissingImageError,
+    OutputError,
+)
 from malcli.records import records_of
 
 KEYS = ["miou", "category_miou", "dice", "boundary_iou", "iou_over", "ap", "box_ap", "baselines"]
@@ -337,6 +344,24 @@ OWN = {
     "gt", "pred", "masks", "oracle", "clustering", "attention", "encoder", "weights", "ids",
     "layers", "compare", "report", "bootstrap",
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_signal_while_it_labels_names_the_eval_that_goes_on(scenes, tmp_path, monkeypatch, keep):
+    def stopped(config):
+        raise Interrupted(f"resume with: malcli label --out {config.out}", 15)
+
+    monkeypatch.setattr(label_command, "label", stopped)
+    masks = tmp_path / "kept.json" if keep else None
+    with pytest.raises(Interrupted) as caught:
+        evaluate(EvalConfig(gt=scenes.instances, masks=masks, overwrite=True))
+    assert caught.value.exit_code == 143
+    said = str(caught.value)
+    assert "malcli label" not in said
+    words = said.partition("go on with: malcli eval ")[2].split()
+    assert words[words.index("--gt") + 1] == str(scenes.instances)
+    # With --overwrite the next start would throw away the parts that are kept.
+    assert ("--overwrite" in words, "--masks" in words) == (not keep, keep)
 
 
 def test_every_setting_that_is_not_eval_s_own_reaches_label(scenes, tiny, another, monkeypatch):

@@ -1,5 +1,9 @@
 import dataclasses
 import json
+import os
+import shutil
+import signal
+import time
 
 import pytest
 import torch
@@ -10,9 +14,12 @@ from malcli.config.fit import FitConfig
 from malcli.config.label import LabelConfig
 from malcli.data.scenes import draw_scenes
 from malcli.engine.eval.masks import evaluate
+from malcli.engine.fit import command as fit_command
 from malcli.engine.fit import trainer as trainer_module
 from malcli.engine.fit.command import fit
+from malcli.engine.fit.loop import TrainingLoop
 from malcli.engine.label.command import label
+from malcli.engine.label.parts import PartFolder
 from malcli.engine.machine.signals import StopFlag
 from malcli.errors import (
     CheckpointError,
@@ -104,22 +111,22 @@ def test_a_signal_keeps_the_state_and_resuming_equals_never_stopped(whole, tmp_p
     small, result = whole
     run = tmp_path / "run"
     moved = dataclasses.replace(small, out=run, save_every=1000)
-    advance = trainer_module.Trainer._advance
+    count = TrainingLoop._count
     flags = []
     enter = StopFlag.__enter__
     monkeypatch.setattr(StopFlag, "__enter__", lambda self: flags.append(self) or enter(self))
 
-    def stop_at_three(self, batches):
-        advance(self, batches)
-        if self.loop.step == 3:
+    def stop_at_three(self):
+        count(self)
+        if self.place.step == 3:
             flags[0].signum = 15
 
-    monkeypatch.setattr(trainer_module.Trainer, "_advance", stop_at_three)
+    monkeypatch.setattr(TrainingLoop, "_count", stop_at_three)
     with pytest.raises(Interrupted, match="--resume") as caught:
         fit(moved)
     assert caught.value.exit_code == 143
     assert not (run / "state/finished").exists()
-    monkeypatch.setattr(trainer_module.Trainer, "_advance", advance)
+    monkeypatch.setattr(TrainingLoop, "_count", count)
     resumed = fit(dataclasses.replace(moved, resume=True))
     expected, found = load_file(result.checkpoint), load_file(resumed.checkpoint)
     assert all(torch.equal(value, found[key]) for key, value in expected.items())
@@ -387,3 +394,105 @@ def test_no_folder_of_the_machine_gets_into_the_labeler(whole, train_scenes, sce
     folders = (tmp_path, train_scenes.images, train_scenes.boxes.parent, scenes.images)
     for folder in (*folders, whole[1].run):
         assert str(folder).encode() not in said
+
+
+def test_a_run_that_was_killed_before_its_mark_is_finished_by_resuming(train_scenes, tmp_path):
+    small = config(train_scenes, tmp_path / "run", max_steps=2, pictures_every=0)
+    before = fit(small).checkpoint.read_bytes()
+    (tmp_path / "run/state/finished").unlink()
+    again = fit(dataclasses.replace(small, resume=True))
+    assert again.steps == 2
+    assert again.checkpoint.read_bytes() == before
+    assert (tmp_path / "run/state/finished").is_file()
+
+
+def test_a_finished_run_says_how_far_it_went_and_whether_masks_measured_it(
+    train_scenes, scenes, tmp_path
+):
+    small = config(train_scenes, tmp_path / "run", limit=2, max_steps=1, epochs=4, pictures_every=0)
+    val = {"val": scenes.instances, "val_images": scenes.images}
+    for changes, steps, measured in (({}, 1, False), ({"max_steps": 3, **val}, 3, True),
+                                     ({"max_steps": 4}, 4, False)):  # fmt: skip
+        result = fit(dataclasses.replace(small, resume=steps > 1, **changes))
+        loaded = load_checkpoint(result.checkpoint)
+        assert loaded.trained == {"steps": steps, "epochs": steps / 4}
+        assert bool(loaded.quality) == measured
+        finished = json.loads((result.run / "state/finished").read_text())
+        assert finished == {**loaded.trained, "measured": measured}
+
+
+def stop_in_label(monkeypatch, signum):
+    """Let a signal come while masks are made."""
+    flags = []
+    enter = StopFlag.__enter__
+    monkeypatch.setattr(StopFlag, "__enter__", lambda self: flags.append(self) or enter(self))
+    write = PartFolder.write
+
+    def stopping(self, index, outcomes):
+        write(self, index, outcomes)
+        flags[-1].signum = signum
+
+    monkeypatch.setattr(PartFolder, "write", stopping)
+
+
+@pytest.mark.parametrize(("val_every", "at"), [(1, 1), (1000, 2)])
+def test_a_signal_in_the_validation_names_the_command_that_resumes_the_run(
+    train_scenes, scenes, tmp_path, monkeypatch, val_every, at
+):
+    small = config(
+        train_scenes, tmp_path / "run", max_steps=2, pictures_every=0, val=scenes.instances,
+        val_images=scenes.images, val_every=val_every,
+    )  # fmt: skip
+    with monkeypatch.context() as patch:
+        stop_in_label(patch, 15)
+        with pytest.raises(Interrupted) as caught:
+            fit(small)
+    assert caught.value.exit_code == 143
+    said = str(caught.value)
+    assert f"in the validation at step {at}, state kept; resume with: malcli fit " in said
+    assert "--resume" in said
+    assert "malcli label" not in said
+    result = fit(dataclasses.replace(small, resume=True))
+    entries = [line["step"] for line in lines(result.run) if "val" in line]
+    assert entries == ([1, 2] if val_every == 1 else [2])
+
+
+def test_a_signal_while_thresholds_are_chosen_names_the_command_that_resumes_the_run(
+    train_scenes, tmp_path, monkeypatch
+):
+    def interrupt(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+
+    monkeypatch.setattr(fit_command, "save_thresholds", interrupt)
+    with pytest.raises(Interrupted, match=r"thresholds, state kept; .*fit .*--resume") as caught:
+        fit(config(train_scenes, tmp_path / "run", max_steps=1, threshold="auto"))
+    assert caught.value.exit_code == 130
+
+
+def test_a_start_that_was_killed_at_once_can_be_started_and_resumed(train_scenes, tmp_path):
+    small = config(train_scenes, tmp_path / "run", max_steps=1, pictures_every=0)
+    (tmp_path / "run/state").mkdir(parents=True)
+    left = tmp_path / "run/state/.settings.json.0a1b2c3d.tmp"
+    left.write_text("{")
+    fit(dataclasses.replace(small, resume=True))
+    assert not left.exists()
+
+
+def test_a_run_without_a_state_yet_is_resumed_from_its_weights(whole, train_scenes, tmp_path):
+    small = config(
+        train_scenes, tmp_path / "run", max_steps=1, pictures_every=0,
+        weights=str(whole[1].checkpoint),
+    )  # fmt: skip
+    before = fit(small).checkpoint.read_bytes()
+    shutil.rmtree(next((tmp_path / "run/state").glob("step-*")))
+    assert fit(dataclasses.replace(small, resume=True)).checkpoint.read_bytes() == before
+
+
+def test_a_replacement_that_was_killed_is_never_resumed_but_replaced(train_scenes, tmp_path):
+    small = config(train_scenes, tmp_path / "run", max_steps=1, pictures_every=0)
+    fit(small)
+    (tmp_path / "run/state/settings.json").unlink()  # the first that goes
+    with pytest.raises(OutputError, match="--overwrite"):
+        fit(dataclasses.replace(small, resume=True))
+    fit(dataclasses.replace(small, overwrite=True))

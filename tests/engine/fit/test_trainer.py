@@ -11,6 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from malcli.config.fit import FitConfig
 from malcli.engine.fit import trainer as trainer_module
 from malcli.engine.fit.command import fit
+from malcli.engine.fit.loop import TrainingLoop
 from malcli.engine.fit.trainer import MAX_SKIPPED, Trainer
 from malcli.engine.machine.signals import StopFlag
 from malcli.errors import Interrupted, RunError
@@ -249,7 +250,7 @@ def test_overflows_without_end_stop_the_run(train_scenes, tmp_path, monkeypatch)
     endless = config(train_scenes, tmp_path / "run", max_steps=80, epochs=20, limit=2)
     with pytest.raises(RunError, match=f"overflowed {MAX_SKIPPED} steps"):
         fit(endless)
-    assert made[0].loop.skipped == MAX_SKIPPED
+    assert made[0].loop.place.skipped == MAX_SKIPPED
 
 
 @pytest.mark.parametrize(
@@ -269,9 +270,9 @@ def test_want_of_memory_is_one_line_that_says_what_to_lower(
     step = Trainer._step
 
     def fail_at_four(self, batches):
-        if self.loop.step == 3:
+        if self.loop.place.step == 3:
             raise error
-        step(self, batches)
+        return step(self, batches)
 
     monkeypatch.setattr(Trainer, "_step", fail_at_four)
     with pytest.raises(RunError) as caught:
@@ -317,16 +318,16 @@ def test_the_paper_s_and_the_released_settings_train(train_scenes, tmp_path):
 def test_the_printed_command_of_an_interrupted_run_keeps_its_settings(
     train_scenes, tmp_path, monkeypatch
 ):
-    advance = Trainer._advance
+    count = TrainingLoop._count
     flags = []
     enter = StopFlag.__enter__
     monkeypatch.setattr(StopFlag, "__enter__", lambda self: flags.append(self) or enter(self))
 
-    def stop_at_once(self, batches):
-        advance(self, batches)
+    def stop_at_once(self):
+        count(self)
         flags[0].signum = 2
 
-    monkeypatch.setattr(Trainer, "_advance", stop_at_once)
+    monkeypatch.setattr(TrainingLoop, "_count", stop_at_once)
     with pytest.raises(Interrupted) as caught:
         fit(config(train_scenes, tmp_path / "run", layer_decay=0.75, drop_path=0.1))
     for words in ("malcli fit", "--layer-decay 0.75", "--drop-path 0.1", "--resume"):

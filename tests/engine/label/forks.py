@@ -26,14 +26,25 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-# `label` loads these late; here each fork would, which takes seconds.
+# `label` and `fit` load these late; here each fork would, which takes seconds.
+import malcli.engine.eval.masks
+import malcli.engine.fit.command
 import malcli.engine.label.batch_size
 import malcli.engine.label.plan  # noqa: F401
 from malcli.cli.main import main
 from malcli.engine.label import parts
 from malcli.engine.label.parts import PartFolder
+from malcli.model import checkpoint
 
-WRITING = [(os, "fsync"), (os, "replace"), (os, "link"), (os, "mkdir"), (pq, "write_table")]
+WRITING = [
+    (os, "fsync"),
+    (os, "rename"),
+    (checkpoint, "save_file"),
+    (os, "replace"),
+    (os, "link"),
+    (os, "mkdir"),
+    (pq, "write_table"),
+]
 WRITING += [(pa.ipc, "new_stream"), (io, "open"), (builtins, "open"), (pq, "ParquetWriter")]
 REMOVING = [(os, "unlink"), (os, "rmdir")]
 

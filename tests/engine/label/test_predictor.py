@@ -1,5 +1,7 @@
 """The networks as `label` uses them; `test_label.py` compares whole masks with a plain loop."""
 
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
@@ -53,6 +55,16 @@ def test_compiling_is_left_out_with_a_line_where_it_cannot_pay(monkeypatch, caps
     assert ("--compile: left out" in capsys.readouterr().err) != pays
     assert not processes.choose_compile(False, device)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "epsilon"),
+    [({}, 0.0), ({"preset": "released"}, 1e-6), ({"crf_epsilon": 1e-3}, 1e-3)],
+)
+def test_the_mean_field_divides_as_where_the_labeler_comes_from(tiny, settings, epsilon):
+    checkpoint = dataclasses.replace(load_checkpoint(tiny), settings=settings)
+    rule = LabelRule("student", "none", "crf", (0.5,) * 3, 64, 0.4, 0.0, 10**9)
+    assert Predictor(checkpoint, rule, CPU, "fp32").crf["epsilon"] == epsilon
 
 
 @pytest.mark.parametrize("network", ["student", "mean"])
