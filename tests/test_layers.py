@@ -33,7 +33,7 @@ FLOORS = (
     "data.folders geometry",
     "config records files",
     "data.formats.registry settings",
-    "errors version",
+    "errors messages version",
 )
 FLOOR = {room: number for number, line in enumerate(FLOORS) for room in line.split()}
 # Tensors live here; everything else is numpy, so that `convert`, `eval` of files and `--help` start

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import typer
 
 from malcli.config.shared import ImageConfig
+from malcli.messages import one_line, printable
 from malcli.report import progress
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-LONGEST_LINE = 2000  # characters of an error message
 PIPE_WIDTH = 120  # characters of a table that does not go to a terminal
 
 
@@ -101,13 +101,6 @@ def stdout_kept() -> Iterator[None]:
         yield
 
 
-def one_line(message: object) -> str:
-    """Return a message on one line, without what could drive a terminal."""
-    words = " ".join(str(message).split())
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
-    return text if len(text) <= LONGEST_LINE else text[:LONGEST_LINE] + "..."
-
-
 def print_error(message: object) -> None:
     """Print `malcli: error: ...` on stderr, on one line."""
     with contextlib.suppress(OSError):
@@ -117,15 +110,23 @@ def print_error(message: object) -> None:
 def print_rich(renderable: "RenderableType") -> None:
     """Print a table on stdout; brackets in names are no markup, and a pipe gets whole columns."""
     from rich.console import Console
+    from rich.text import Text
+
+    class Clean(Console):
+        """A console that escapes what a name could do to the terminal."""
+
+        def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401
+            lines = text.split("\n")  # rows of a title; rich itself ends no line within a cell
+            return super().render_str("\n".join(map(printable, lines)), **options)
 
     width = None if sys.stdout.isatty() else PIPE_WIDTH
-    Console(width=width, markup=False, emoji=False, highlight=False).print(renderable)
+    Clean(width=width, markup=False, emoji=False, highlight=False).print(renderable)
 
 
 def print_values(result: Result) -> None:
     """Print a result's values as lines of key and value."""
     for key, value in flatten(result.to_json()):
-        print(f"{key:<28} {value}")
+        print(printable(f"{key:<28} {value}"))
 
 
 def flatten(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -8,6 +8,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from malcli.messages import log_line
+
 if TYPE_CHECKING:
     import rich.progress
 
@@ -24,9 +26,9 @@ def set_quiet(quiet: bool) -> None:
 
 
 def log(message: str) -> None:
-    """Print one line to stderr, unless `--quiet`."""
+    """Print one line to stderr, unless `--quiet`; what could drive a terminal is escaped."""
     if not _quiet:
-        print(message, file=sys.stderr, flush=True)
+        print(log_line(message), file=sys.stderr, flush=True)
 
 
 class Progress:
