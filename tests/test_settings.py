@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import tomllib
 import typing
 from pathlib import Path
@@ -17,6 +18,7 @@ from malcli.settings import (
     PRESETS,
     nearest,
     parse_thresholds,
+    read_recipe,
     resolve,
     to_plain,
     to_toml,
@@ -175,3 +177,37 @@ def test_bad_thresholds_are_refused(text):
 
 def test_nearest_says_nothing_about_words_unlike_any():
     assert nearest("zzzz", ["epochs"]) == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x = " + "[" * 20_000,
+        "x = " + "{a=" * 5_000,
+        "seed = " + "9" * 5_000,
+        "lr = 0x" + "f" * 5_000,
+        "command = 0x" + "f" * 5_000,
+        "encoder = 0x" + "f" * 5_000,
+        'command = "fit"\nseed = 0x' + "f" * 5_000,
+        'command = "fit"\nlr = 0x' + "f" * 500,
+        'command = "fit"\ndecoder = "' + "x" * 100_000 + '"',
+        'command = "fit"\nlr = [[1], {a = 2}]',
+        'command = "fit"\nseed = 1979-05-27',
+        "#" * (1 << 20) + "#",
+    ],
+    ids=range(12),
+)
+def test_a_recipe_of_absurd_values_is_one_line(tmp_path, text):
+    path = tmp_path / "r.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        resolve(FitConfig, {"data": "x.json"}, str(path), "fit")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_recipe_that_is_no_regular_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero", tmp_path):
+        with pytest.raises(ConfigError, match="no regular file"):
+            read_recipe(str(path), "fit")

@@ -19,7 +19,15 @@ from malcli.errors import DataFormatError
 from malcli.geometry.rle import RleError, find_good, from_segmentation, rle_box
 from malcli.messages import short
 from malcli.metrics.pairing import Instances
-from malcli.records import BoxTable, Problems, Record, Rle, category_names, records_of
+from malcli.records import (
+    BoxTable,
+    Problems,
+    Record,
+    Rle,
+    category_names,
+    category_records,
+    records_of,
+)
 
 LARGEST = 1e300  # a longer integer would not fit a float
 CHUNK = 4096  # records at a time, so that only their columns stay in memory
@@ -94,15 +102,13 @@ def read_frame(table: BoxTable, config: EvalConfig) -> Frame:
     )
 
 
-def _frequencies(header: Mapping[str, Any]) -> dict[int, str]:
+def _frequencies(header: dict[str, Any]) -> dict[int, str]:
     """Return LVIS's group of each category: rare, common or frequent."""
-    categories = header.get("categories")
     found: dict[int, str] = {}
-    for category in categories if isinstance(categories, list) else ():
-        if isinstance(category, dict) and _is_id(category.get("id")):
-            letter = category.get("frequency")
-            if letter in ("r", "c", "f"):
-                found[category["id"]] = letter
+    for category in category_records(header):
+        letter = category.get("frequency")
+        if _is_id(category.get("id")) and isinstance(letter, str) and letter in ("r", "c", "f"):
+            found[category["id"]] = letter
     return found
 
 
