@@ -28,14 +28,13 @@ from pathlib import Path
 from typing import Any
 
 from malcli.api import convert, evaluate
-from malcli.data.formats.registry import READERS, WRITERS
+from malcli.data.formats.registry import FORMATS
 from malcli.data.scenes import draw_scenes
 from malcli.errors import MalcliError
 from malcli.report.progress import set_quiet
 
-SUFFIX = {"openimages": ".csv", "parquet": ".parquet", "yolo": ""}  # of a target; else .json
 OWN = ("results", "recipe", "checkpoint")
-KINDS = (*READERS, *OWN)
+KINDS = (*FORMATS, *OWN)
 PIECES = [
     b"{", b"}", b"[", b"]", b",", b'"', b":", b"},{", b"null", b"NaN", b"-Infinity", b"-", b"1e999",
     b"0", b"9" * 5000, b"0x" + b"f" * 5000, b"1" + b"0" * 30, b"\\ud800", b"\xff", b"\xef\xbb\xbf",
@@ -57,15 +56,23 @@ KEYS = ["id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentatio
         "counts", "mid", "neg_category_ids", "miou"]  # fmt: skip
 
 
+def suffix_of(name: str) -> str:
+    """Return the ending of a format's files; none of a folder's name."""
+    return "" if FORMATS[name].is_folder else (*FORMATS[name].suffixes, ".json")[0]
+
+
+def source_of(name: str) -> str:
+    """Return where a sample's annotations are."""
+    return "instances_val.json" if name == "coco" else f"a{suffix_of(name)}"
+
+
 def draw_samples(root: Path) -> None:
     """Write a small file of every kind, each with its images."""
     scenes = draw_scenes(root / "coco", 3, seed=1, size_hw=(72, 96), split="val", objects=(2, 3))
-    for name in READERS:
+    for name in FORMATS:
         folder = root / name
         folder.mkdir(exist_ok=True)
-        target = scenes.instances if name == "coco" else folder / f"a{SUFFIX.get(name, '.json')}"
-        if name == "yolo":
-            target = folder / "set"
+        target = folder / source_of(name)
         if name != "coco":
             convert(scenes.instances, target, to=name, images=str(scenes.images), rle="compressed")
             shutil.copytree(scenes.images, folder / "images", dirs_exist_ok=True)
@@ -132,17 +139,16 @@ def use(kind: str, work: Path, samples: Path, rng: random.Random) -> None:
     elif kind == "results":
         evaluate(gt=str(gt), pred=str(work / "a.json"), bootstrap=0)
     else:
-        names = {"coco": "instances_val.json", "yolo": "set"}
-        source = names.get(kind, f"a{SUFFIX.get(kind, '.json')}")
+        source = source_of(kind)
         if rng.random() < 0.4:
             sides = {"gt": str(gt), "pred": str(work / source)}
             if rng.random() < 0.5:
                 sides = {"gt": sides["pred"], "pred": sides["pred"]}
             evaluate(**sides, images=str(work / "images"), bootstrap=0)
             return
-        to = rng.choice(list(WRITERS))
+        to = rng.choice(list(FORMATS))
         rle = rng.choice([None, "compressed", "uncompressed", "polygon"])
-        target = work / f"out{SUFFIX.get(to, '.json')}"
+        target = work / f"out{suffix_of(to)}"
         options = {"contiguous_ids": rng.random() < 0.3, "drop_unlabelled": rng.random() < 0.2}
         given = kind if rng.random() < 0.5 else None
         images = str(work / "images") if kind == "openimages" or rng.random() < 0.5 else None
@@ -293,22 +299,23 @@ def main() -> int:
         busy: dict[Connection, Worker] = {}
         for worker in workers:
             _next(worker, seeds, busy)
-        while busy:
-            ready = wait(list(busy), timeout=1)
-            for worker in list(busy.values()):
-                late = time.monotonic() - worker.began > options.seconds
-                if worker.pipe not in ready and not late:
-                    continue
-                del busy[worker.pipe]
-                seed = worker.seed
-                said = worker.result() if worker.pipe in ready else "hangs"
-                if said == "hangs":
-                    worker.end()
-                if said not in ("done", "refused"):
-                    print(f"seed {seed} ({KINDS[int(seed) % len(KINDS)]}): {said}", flush=True)
-                    said = "fault"
-                counts[said] += 1
-                _next(worker, seeds, busy)
+        with contextlib.suppress(KeyboardInterrupt):  # what was counted so far is printed
+            while busy:
+                ready = wait(list(busy), timeout=1)
+                for worker in list(busy.values()):
+                    late = time.monotonic() - worker.began > options.seconds
+                    if worker.pipe not in ready and not late:
+                        continue
+                    del busy[worker.pipe]
+                    seed = worker.seed
+                    said = worker.result() if worker.pipe in ready else "hangs"
+                    if said == "hangs":
+                        worker.end()
+                    if said not in ("done", "refused"):
+                        print(f"seed {seed} ({KINDS[int(seed) % len(KINDS)]}): {said}", flush=True)
+                        said = "fault"
+                    counts[said] += 1
+                    _next(worker, seeds, busy)
         for worker in workers:
             worker.process.kill()
     print(", ".join(f"{count} {said}" for said, count in sorted(counts.items())))
