@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -236,6 +237,7 @@ def _work(pipe: Connection, samples: Path, folder: Path) -> None:
     import torch
 
     torch.set_num_threads(1)  # a worker a core
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     set_quiet(True)
     with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
         while (seed := pipe.recv()) is not None:

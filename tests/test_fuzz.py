@@ -12,7 +12,7 @@ assert SPEC.loader is not None
 fuzz = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(fuzz)
 
-FAILED_ONCE: list[int] = []  # seeds that `make fuzz` found, kept when what they found was mended
+FAILED_ONCE = [452]  # seeds that `make fuzz` found, kept when what they found was mended
 
 
 @pytest.fixture(scope="module")
