@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 	$$p -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$p && break; done)
 BIN = .venv/bin
 
-.PHONY: check test test-slow demo format
+.PHONY: check test test-slow fuzz demo format
 
 check: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -15,6 +15,9 @@ test: check
 test-slow: .venv/installed
 	$(BIN)/python -m pip install --quiet -e '.[students,readers,fast-eval]'
 	$(BIN)/pytest -n 2 -m slow
+
+fuzz: .venv/installed
+	$(BIN)/python benchmarks/fuzz.py --count 10000
 
 demo: .venv/installed
 	$(BIN)/malcli demo

@@ -247,12 +247,18 @@ def _plain(name: str, column: pa.Array | pa.ChunkedArray) -> list[Any]:
     return values
 
 
+def category_records(header: dict[str, Any]) -> list[Record]:
+    """Return the categories of a header that are objects; none if it has no list of them."""
+    categories = header.get("categories")
+    found = categories if isinstance(categories, list) else []
+    return [category for category in found if isinstance(category, dict)]
+
+
 def category_names(header: dict[str, Any]) -> dict[int, str]:
     """Return the name of each category id of a header; what is no category is left out."""
-    categories = header.get("categories")
     names: dict[int, str] = {}
-    for category in categories if isinstance(categories, list) else ():
-        number = category.get("id") if isinstance(category, dict) else None
+    for category in category_records(header):
+        number = category.get("id")
         if type(number) is int and abs(number) < 2**63:
             name = category.get("name")
             names[number] = name if isinstance(name, str) else str(number)

@@ -10,7 +10,6 @@ import difflib
 import functools
 import json
 import math
-import stat
 import tomllib
 import types
 import typing
@@ -20,8 +19,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from malcli.errors import ConfigError
+from malcli.messages import short as shown
 
-LARGEST_RECIPE = 1 << 20  # bytes; those that ship have some hundred
+LONGEST_RECIPE = 1 << 20  # bytes
 
 Identity = Literal["result", "selection", "input", "measure", "free", "file", "private"]
 
@@ -218,31 +218,35 @@ def read_recipe(recipe: str, command: str) -> dict[str, Any]:
         return dict(PRESETS[recipe].get(command, {}))
     path = Path(recipe)
     try:
-        _refuse_unfit(path)
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = _recipe_text(path)
+        values = tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(
             f"{recipe}: no such recipe{nearest(recipe, PRESETS)}; give a TOML file or one of "
             f"{', '.join(PRESETS)}"
         ) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except RecursionError:
+        raise ConfigError(f"{recipe}: not a recipe: its values are nested too deeply") from None
+    except (OSError, ValueError) as error:  # ValueError also of numbers of thousands of digits
         raise ConfigError(f"{recipe}: not a readable TOML file: {error}") from None
     meant = values.pop("command", None)
     if meant != command:
         raise ConfigError(
-            f"{recipe}: says command = {meant!r}, but this is '{command}'; the first line of a "
-            f'recipe is command = "{command}"'
+            f"{recipe}: says command = {shown(meant)}, but this is '{command}'; the first line of "
+            f'a recipe is command = "{command}"'
         )
     return values
 
 
-def _refuse_unfit(path: Path) -> None:
-    """Refuse a recipe that reading would wait for, or that would fill the memory."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_RECIPE:
-        raise ConfigError(
-            f"{path}: not a readable TOML file: no regular file of up to {LARGEST_RECIPE:,} bytes"
-        )
+def _recipe_text(path: Path) -> str:
+    """Return a recipe's text; a pipe would be waited for, a device never end."""
+    if path.exists() and not path.is_file():
+        raise OSError("it is no regular file")
+    with path.open("rb") as file:
+        data = file.read(LONGEST_RECIPE + 1)
+    if len(data) > LONGEST_RECIPE:
+        raise OSError(f"it is longer than {LONGEST_RECIPE >> 20} MB")
+    return data.decode("utf-8")
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
@@ -324,16 +328,18 @@ def _checked(item: dataclasses.Field[Any], hint: Any, value: Any) -> Any:  # noq
         if not str(value):
             raise ConfigError(f"{flag}: the path is empty")
         return Path(value)
+    if type(value) is int and abs(value) >= 2**63:
+        raise ConfigError(f"{flag}: {shown(value)} is too large")
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if wanted is str and isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise ConfigError(f"{flag}: {value!r} is not of type {wanted.__name__}")
+        raise ConfigError(f"{flag}: {shown(value)} is not of type {wanted.__name__}")
     meta = item.metadata
     if meta["choices"] and value not in meta["choices"]:
         raise ConfigError(
-            f"{flag}: unknown value {value!r}{nearest(str(value), meta['choices'])} "
+            f"{flag}: unknown value {shown(value)}{nearest(str(value), meta['choices'])} "
             f"(one of {', '.join(meta['choices'])})"
         )
     if isinstance(value, float) and not math.isfinite(value):

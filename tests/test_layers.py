@@ -34,7 +34,7 @@ FLOORS = (
     "report.progress",
     "config records files checksums identity",
     "data.formats.registry settings",
-    "errors version",
+    "errors messages version",
 )
 FLOOR = {room: number for number, line in enumerate(FLOORS) for room in line.split()}
 # Tensors live here; everything else is numpy, so that `convert`, `eval` of files and `--help` start

@@ -9,6 +9,7 @@ import typer
 from malcli.cli.options import Common, add_command
 from malcli.cli.output import print_json, print_result, run_engine, show, start_processes
 from malcli.config.fit import FitConfig
+from malcli.messages import printable
 from malcli.settings import PRESETS, given_settings, resolve
 
 EXPLAIN = "Print every setting with its value, origin and source, and stop."
@@ -44,7 +45,7 @@ def explain(values: dict[str, Any], common: Common) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        print("  ".join([*cells, row[3]]))
+        print(printable("  ".join([*cells, row[3]])))
 
 
 def explained(values: dict[str, Any], recipe: str | None) -> dict[str, dict[str, Any]]:

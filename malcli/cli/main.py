@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from malcli.cli import convert, demo, doctor, eval, fit, label, retention
 from malcli.cli.output import print_error
 from malcli.errors import MalcliError
+from malcli.messages import printable
 from malcli.version import __version__
 
 USERS_OWN = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -89,7 +90,8 @@ def exit_code_of(run: Callable[[], Any], arguments: list[str]) -> int:
         return 130
     except BaseException as error:
         if "--debug" in arguments:
-            traceback.print_exc()
+            lines = traceback.format_exc().splitlines()
+            print(*map(printable, lines), sep="\n", file=sys.stderr)
         return _report(error, arguments)
     return code if isinstance(code, int) else 0
 

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import typer
 
 from malcli.config.shared import ImageConfig
+from malcli.messages import one_line
 from malcli.report import progress
 from malcli.report.shown import PAGE_WIDTH, Shown, console_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-LONGEST_LINE = 2000  # characters of an error message
 
 
 class Result(Protocol):
@@ -99,13 +98,6 @@ def stdout_kept() -> Iterator[None]:
             os.dup2(2, 1)
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         yield
-
-
-def one_line(message: object) -> str:
-    """Return a message on one line, without what could drive a terminal."""
-    words = " ".join(str(message).split())
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
-    return text if len(text) <= LONGEST_LINE else text[:LONGEST_LINE] + "..."
 
 
 def print_error(message: object) -> None:

@@ -13,12 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from malcli.messages import short
 from malcli.records import Rle
 
-# Six base-32 digits hold every length below 2^29 with its sign; longer ones are garbage.
-MAX_DIGITS = 6
+# pycocotools counts pixels in 32 bits and draws polygons on a grid of fifths in 31 bits, up to ten
+# images away (FAR): beyond either it writes wrong masks or beyond its memory.
+MAX_PIXELS = 2**32 - 1
+MAX_SIDE = 2**24
+# Seven base-32 digits hold every length up to MAX_PIXELS; longer ones are garbage.
+MAX_DIGITS = 7
 # Edges are walked point by point: a point a billion pixels away would take gigabytes.
 FAR = 10.0
+# Steps of a fifth of a pixel along the edges of a record's polygons; each takes 16 bytes.
+MAX_STEPS = 2**25
 
 
 class RleError(ValueError):
@@ -28,6 +35,12 @@ class RleError(ValueError):
 def hw_of(rle: Rle) -> tuple[int, int]:
     """Return (height, width) of the image that a mask is of."""
     return rle["size"][0], rle["size"][1]
+
+
+def is_too_large(image_hw: Sequence[float]) -> bool:
+    """Return whether an image of (height, width) pixels has more than run lengths can count."""
+    height, width = image_hw
+    return height > MAX_SIDE or width > MAX_SIDE or height * width > MAX_PIXELS
 
 
 def encode_crop(
@@ -134,7 +147,10 @@ def run_lengths_of(strings: Sequence[str]) -> list[NDArray[np.int64]]:
         raise RleError("its counts are not run lengths")
     place = np.arange(char.size) - np.repeat(starts, length)
     value = np.add.reduceat((char & 31) << (5 * place), starts)
-    value -= np.where(char[ends - 1] & 16, np.int64(1) << (5 * length), 0)
+    negative = (char[ends - 1] & 16) > 0
+    if (negative & (length == MAX_DIGITS)).any():  # pycocotools reads these as other numbers
+        raise RleError("one of its runs is 2^29 pixels shorter than the one before of its kind")
+    value -= np.where(negative, np.int64(1) << (5 * length), 0)
     splits = np.searchsorted(ends, bounds)
     return _undo_differences(value, splits + 1)
 
@@ -179,10 +195,19 @@ def _counts_of(rle: object, image_hw: tuple[int, int]) -> object:
     """Return the counts of an RLE whose size is that of the image."""
     if not isinstance(rle, dict):
         raise RleError("it is not an RLE object")
+    _refuse_size(image_hw)
     size = rle.get("size")
     if not isinstance(size, list | tuple) or list(size) != list(image_hw):
-        raise RleError(f"its size is {_short(size)}, the image's {list(image_hw)}")
+        raise RleError(f"its size is {short(size)}, the image's {list(image_hw)}")
     return rle.get("counts")
+
+
+def _refuse_size(image_hw: tuple[int, int]) -> None:
+    if is_too_large(image_hw):
+        raise RleError(
+            f"its image of {image_hw[0]} x {image_hw[1]} pixels is larger than masks can be "
+            f"(sides up to {MAX_SIDE}, {MAX_PIXELS} pixels)"
+        )
 
 
 def _check_lengths(lengths: NDArray[np.int64], image_hw: tuple[int, int]) -> None:
@@ -191,9 +216,12 @@ def _check_lengths(lengths: NDArray[np.int64], image_hw: tuple[int, int]) -> Non
         raise RleError(f"its run lengths do not add up to the image's {pixels} pixels")
 
 
-def find_bad(rles: Sequence[object], sizes_hw: Sequence[tuple[int, int]]) -> dict[int, str]:
-    """Return what is wrong with which of many masks; faster than `check_rle` one by one."""
-    bad: dict[int, str] = {}
+def find_good(rles: Sequence[object], sizes_hw: Sequence[tuple[int, int]]) -> set[int]:
+    """Return which of many masks can be used as they are; faster than one by one.
+
+    `from_segmentation` says what is wrong with the others, or writes them as pycocotools wants.
+    """
+    good: set[int] = set()
     for begin in range(0, len(rles), 1024):
         group = range(begin, min(begin + 1024, len(rles)))
         try:
@@ -201,22 +229,29 @@ def find_bad(rles: Sequence[object], sizes_hw: Sequence[tuple[int, int]]) -> dic
             strings = [text for text in counts if isinstance(text, str)]
             lengths = run_lengths_of(strings)
             if len(strings) == len(group) and _all_add_up(lengths, [sizes_hw[i] for i in group]):
+                good.update(group)
                 continue
         except RleError:
-            pass  # found again below, by name
-        for i in group:
-            try:
-                check_rle(rles[i], sizes_hw[i])
-            except RleError as error:
-                bad[i] = str(error)
-    return bad
+            pass  # one by one
+        good.update(i for i in group if _is_good(rles[i], sizes_hw[i]))
+    return good
+
+
+def _is_good(rle: object, image_hw: tuple[int, int]) -> bool:
+    try:
+        counts = _counts_of(rle, image_hw)
+        return isinstance(counts, str) and _all_add_up([run_lengths(counts)], [image_hw])
+    except RleError:
+        return False
 
 
 def _all_add_up(lengths: list[NDArray[np.int64]], sizes: list[tuple[int, int]]) -> bool:
+    """Return whether runs have their images' pixels, and none but a first one is empty."""
     flat = np.concatenate(lengths)
     starts = np.cumsum([0] + [part.size for part in lengths[:-1]])
     wanted = np.array([height * width for height, width in sizes])
-    return bool(flat.min() >= 0 and (np.add.reduceat(flat, starts) == wanted).all())
+    empty = int((flat == 0).sum() - (flat[starts] == 0).sum())
+    return bool(flat.min() >= 0 and not empty and (np.add.reduceat(flat, starts) == wanted).all())
 
 
 def from_segmentation(value: object, image_hw: tuple[int, int]) -> Rle:
@@ -229,28 +264,63 @@ def from_segmentation(value: object, image_hw: tuple[int, int]) -> Rle:
     Raises:
         RleError: It is none of the three, of another size, or damaged.
     """
+    _refuse_size(image_hw)
     if isinstance(value, list | tuple):
         return _from_polygons(value, image_hw)
     counts = _counts_of(value, image_hw)
     if isinstance(counts, bytes):
         counts = counts.decode("ascii", errors="replace")
     if isinstance(counts, str):
-        rle = Rle(size=list(image_hw), counts=counts)
-        check_rle(rle, image_hw)
-        return rle
+        lengths = run_lengths(counts)
+        _check_lengths(lengths, image_hw)
+        if lengths[1:].all():
+            return Rle(size=list(image_hw), counts=counts)
+        return _from_lengths(lengths.tolist(), image_hw)
     if isinstance(counts, list) and all(type(count) is int for count in counts):
         if sum(counts) != image_hw[0] * image_hw[1] or min(counts) < 0:
             raise RleError("its run lengths do not add up to the image's pixels")
-        plain = {"size": list(image_hw), "counts": counts}
-        return _as_text(coco_mask.frPyObjects(plain, *image_hw))
+        return _from_lengths(counts, image_hw)
     raise RleError("its counts are neither a string nor a list of whole numbers")
+
+
+def _from_lengths(lengths: list[int], image_hw: tuple[int, int]) -> Rle:
+    """Return the RLE of runs; an empty one between two is left out, and these are one.
+
+    Of empty runs pycocotools finds boxes outside the image, and no overlap.
+    """
+    kept = lengths[:1]
+    for place, length in enumerate(lengths[1:], 1):
+        if not length:
+            continue
+        if len(kept) % 2 == place % 2:
+            kept.append(length)
+        else:
+            kept[-1] += length
+    plain = {"size": list(image_hw), "counts": kept}
+    rle = _as_text(coco_mask.frPyObjects(plain, *image_hw))
+    run_lengths(rle["counts"])  # those that pycocotools itself could not read are refused
+    return rle
 
 
 def _from_polygons(polygons: Sequence[object], image_hw: tuple[int, int]) -> Rle:
     if not polygons:
         raise RleError("its list of polygons is empty")
     checked = [_check_polygon(polygon, image_hw) for polygon in polygons]
-    return _as_text(coco_mask.merge(coco_mask.frPyObjects(checked, *image_hw)))
+    if sum(map(_steps, checked)) > MAX_STEPS:
+        raise RleError("its polygons have edges of millions of pixels")
+    drawn = coco_mask.frPyObjects(checked, *image_hw)
+    for part in drawn if image_hw[0] * image_hw[1] >= 2**29 else ():
+        run_lengths(part["counts"].decode("ascii"))  # merging those reads them wrongly
+    rle = _as_text(coco_mask.merge(drawn))
+    run_lengths(rle["counts"])
+    return rle
+
+
+def _steps(polygon: list[float]) -> float:
+    """Return how many points pycocotools makes along a polygon's edges."""
+    corners = np.array(polygon).reshape(-1, 2)
+    edges = np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1)
+    return float(5 * edges.sum())
 
 
 def _check_polygon(polygon: object, image_hw: tuple[int, int]) -> list[float]:
@@ -325,8 +395,3 @@ def paired_iou(a: Sequence[Rle], b: Sequence[Rle]) -> NDArray[np.float64]:
         grid = coco_mask.iou(a[part], b[part], [0] * len(b[part]))
         iou[part] = np.diagonal(grid)
     return np.maximum(iou, 0)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -20,7 +20,7 @@ from torch import Tensor
 from malcli.checksums import DamagedError, checksum, unseal
 from malcli.errors import CheckpointError
 from malcli.files import LFS_HEAD, hash_file, replacing
-from malcli.model import locate
+from malcli.model import claims, locate
 from malcli.model.labeler import Architecture, MaskLabeler, build_labeler
 from malcli.model.released import (
     architecture_of,
@@ -140,15 +140,17 @@ def _load(path: Path) -> Checkpoint:
         return _load_released(path)
     meta, tensors = _read(path)
     try:
-        architecture = Architecture(**meta["architecture"])
-        small, medium, large = (float(value) for value in meta["threshold"])
-        settings, quality, trained = (
-            dict(meta.get(key) or {}) for key in ("settings", "quality", "trained")
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        architecture = claims.architecture_from(meta.get("architecture"))
+        threshold = claims.thresholds_from(meta.get("threshold"))
+        settings = claims.settings_from(meta.get("settings"))
+        quality = claims.quality_from(meta.get("quality"))
+        trained = dict(meta.get("trained") or {})
+        claims.refuse_unbuildable(architecture, tensors)
+    except (TypeError, ValueError) as error:
+        version = str(meta.get("version", "?"))
         raise CheckpointError(
-            f"{path}: its configuration cannot be read ({error}); it was written by malcli "
-            f"{meta.get('version', '?')}, this is {__version__}"
+            f"{path}: its configuration cannot be used ({error}); it was written by malcli "
+            f"{version:.20}, this is {__version__}"
         ) from None
     networks = []
     for name in ("student", "teacher"):
@@ -159,7 +161,7 @@ def _load(path: Path) -> Checkpoint:
         student=networks[0],
         teacher=networks[1],
         architecture=architecture,
-        threshold=(small, medium, large),
+        threshold=threshold,
         settings=settings,
         quality=quality,
         trained=trained,

@@ -11,6 +11,8 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from malcli.messages import log_line
+
 if TYPE_CHECKING:
     import rich.progress
 
@@ -42,9 +44,9 @@ def _is_quiet() -> bool:
 
 
 def log(message: str) -> None:
-    """Print one line to stderr, unless `--quiet`."""
+    """Print one line to stderr, unless `--quiet`; what could drive a terminal is escaped."""
     if not _is_quiet():
-        print(message, file=sys.stderr, flush=True)
+        print(log_line(message), file=sys.stderr, flush=True)
 
 
 class Progress:

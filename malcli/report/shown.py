@@ -9,6 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from malcli.messages import printable
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -31,7 +33,8 @@ class Shown:
         """Return what the command prints."""
         table = self.table()
         if table is None:
-            return "\n".join(f"{key:<28} {value}" for key, value in flatten(self.to_json()))
+            lines = flatten(self.to_json())
+            return "\n".join(printable(f"{key:<28} {value}") for key, value in lines)
         text = io.StringIO()
         console_of(text, PAGE_WIDTH).print(table)
         return text.getvalue().rstrip("\n")
@@ -53,15 +56,23 @@ def _inline(report: Path | None) -> str:
 
 
 def console_of(file: IO[str], width: int | None) -> "Console":
-    """Return where tables are printed; brackets in names are no markup.
+    """Return where tables are printed; brackets in names are no markup, and no name drives it.
 
     Args:
         file: Where to.
         width: Characters; None: the terminal's.
     """
     from rich.console import Console
+    from rich.text import Text
 
-    return Console(file=file, width=width, markup=False, emoji=False, highlight=False)
+    class Clean(Console):
+        """A console that escapes what a name could do to the terminal."""
+
+        def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401
+            lines = text.split("\n")  # rows of a title; rich itself ends no line within a cell
+            return super().render_str("\n".join(map(printable, lines)), **options)
+
+    return Clean(file=file, width=width, markup=False, emoji=False, highlight=False)
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -4,16 +4,19 @@ import subprocess
 import sys
 
 import pytest
+from rich.table import Table
 
 from malcli.cli.output import (
-    one_line,
     print_error,
     print_json,
+    print_result,
+    print_rich,
     run_engine,
     show,
     stdout_kept,
 )
 from malcli.report import progress
+from malcli.report.shown import Shown
 
 
 class Result:
@@ -91,20 +94,26 @@ def test_of_several_processes_only_the_first_prints(capsys, monkeypatch, rank):
     assert ("log" in capsys.readouterr().err) == (rank == "0")
 
 
-@pytest.mark.parametrize(
-    ("message", "line"),
-    [
-        ("a\n  b\tc", "a b c"),
-        ("\x1b[2J\x07", "\\x1b[2J\\x07"),
-        ("\ud800", "\\ud800"),
-        ("Füße 図", "Füße 図"),
-        ("x" * 5000, "x" * 2000 + "..."),
-    ],
-)
-def test_messages_are_one_line_that_drives_no_terminal(message, line):
-    assert one_line(message) == line
-
-
 def test_error_line_goes_to_stderr(capsys):
     print_error("boxes.json: not JSON")
     assert capsys.readouterr() == ("", "malcli: error: boxes.json: not JSON\n")
+
+
+def test_a_table_and_its_title_drive_no_terminal(capsys):
+    table = Table(title="t\x1b[2J\nmIoU")
+    table.add_column("\x1b]0;x\x07")
+    table.add_row("a\r\nmalcli: error: no\u202e\x9b")
+    print_rich(table)
+    said = capsys.readouterr().out
+    assert all(line.isprintable() for line in said.split("\n"))
+    assert "\\x1b[2J" in said
+    assert "\\u202e" in said
+
+
+def test_values_drive_no_terminal(capsys):
+    class Result(Shown):
+        def to_json(self):
+            return {"a\x1b": {"b": "\x07\nx"}}
+
+    print_result(Result())
+    assert capsys.readouterr().out.split() == ["a\\x1b.b", "\\x07\\nx"]

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from malcli.geometry import boxes as boxes_module
 from malcli.geometry.boxes import (
     NO_SIZE,
     clip_xyxy,
@@ -198,3 +199,61 @@ def test_the_largest_overlap_is_that_of_all_pairs(found):
 def test_boxes_without_area_overlap_nothing():
     flat = np.array([[1.0, 1, 1, 5], [1, 1, 1, 5], [0, 0, 9, 9]])
     assert largest_overlaps(flat).tolist() == [0, 0, 0]
+
+
+def all_pairs(xyxy):
+    """The largest IoU of each box, every pair looked at."""
+    area = np.prod(np.maximum(xyxy[:, 2:] - xyxy[:, :2], 0), axis=1)
+    found = np.zeros(len(xyxy))
+    for row, (box, own) in enumerate(zip(xyxy, area, strict=True)):
+        sides = np.minimum(xyxy[:, 2:], box[2:]) - np.maximum(xyxy[:, :2], box[:2])
+        shared = np.prod(np.maximum(sides, 0), axis=1)
+        iou = shared / np.maximum(area + own - shared, np.finfo(np.float64).tiny)
+        iou[row] = 0
+        found[row] = iou.max()
+    return found
+
+
+def crowd(kind, count, rng):
+    """Boxes of one image of 4,000 pixels, crowded in different ways."""
+    centre = rng.uniform(0, 4000, (count, 2))
+    if kind == "cells":
+        side = rng.uniform(5, 40, (count, 2))
+    elif kind == "any size":
+        side = np.exp(rng.uniform(0, 8, (count, 2)))
+    elif kind == "one on the other":
+        centre, side = 500 + rng.normal(0, 3, (count, 2)), 300 + rng.normal(0, 3, (count, 2))
+    elif kind == "equal":
+        centre, side = np.full((count, 2), 50.1), np.full((count, 2), 20.3)
+    elif kind == "nested":
+        centre, side = np.full((count, 2), 2000.0), np.linspace(1, 4000, count)[:, None] * [1, 1]
+    elif kind == "strips":
+        side = np.where(rng.random(count)[:, None] < 0.5, [4000.0, 2.0], [2.0, 4000.0])
+    else:
+        side = rng.integers(0, 2, (count, 2)) * 9.0
+    return np.clip(np.concatenate([centre - side / 2, centre + side / 2], axis=1), 0, 4000)
+
+
+@pytest.mark.parametrize("count", [127, 128, 129, 700])
+@pytest.mark.parametrize(
+    "kind", ["cells", "any size", "one on the other", "equal", "nested", "strips", "flat"]
+)
+def test_the_largest_overlap_of_a_crowd_is_bit_for_bit_that_of_all_pairs(kind, count):
+    xyxy = crowd(kind, count, np.random.default_rng(count))
+    assert largest_overlaps(xyxy).tobytes() == all_pairs(xyxy).tobytes()
+
+
+@pytest.mark.parametrize("kind", ["cells", "equal", "nested"])
+def test_a_crowd_of_boxes_costs_far_less_than_its_pairs(kind, monkeypatch):
+    compared = 0
+
+    def counted(xyxy, area, others, their, same=False):
+        nonlocal compared
+        compared += len(xyxy) * len(others)
+        return largest(xyxy, area, others, their, same)
+
+    largest = boxes_module._largest_iou
+    monkeypatch.setattr(boxes_module, "_largest_iou", counted)
+    count = 8000
+    largest_overlaps(crowd(kind, count, np.random.default_rng(1)))
+    assert compared < count**2 / 4

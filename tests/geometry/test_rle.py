@@ -15,7 +15,7 @@ from malcli.geometry.rle import (
     decode_windows,
     empty_rle,
     encode_crop,
-    find_bad,
+    find_good,
     from_segmentation,
     paired_iou,
     rle_box,
@@ -158,12 +158,12 @@ def test_what_is_no_compressed_mask_of_this_image_is_refused(rle):
         check_rle(rle, (8, 10))
 
 
-def test_checking_many_finds_the_bad_ones_and_only_those():
+def test_checking_many_finds_the_good_ones_and_only_those():
     good = encode_crop(np.ones((2, 3), dtype=bool), 4, 1, (8, 10))
     rles = [good] * 3000
     rles[7], rles[1500], rles[2999] = {"size": [8, 10], "counts": "x"}, None, empty_rle((8, 9))
-    assert sorted(find_bad(rles, [(8, 10)] * 3000)) == [7, 1500, 2999]
-    assert find_bad([], []) == {}
+    assert set(range(3000)) - find_good(rles, [(8, 10)] * 3000) == {7, 1500, 2999}
+    assert find_good([], []) == set()
 
 
 POLYGON = [2.0, 1.0, 8.0, 1.0, 8.0, 6.0, 2.0, 6.0]
@@ -235,3 +235,83 @@ def test_paired_iou_equals_counting_pixels(cases):
         expected.append((a & b).sum() / union if union else 0.0)
     assert paired_iou(first, second) == pytest.approx(expected, abs=1e-12)
     assert paired_iou([], []).shape == (0,)
+
+
+# Beyond 2^29 pixels lengths take seven digits, beyond 2^31 more than a signed 32-bit number.
+LARGE = [(23_171, 23_171), (30_000, 60_000), (46_341, 46_341), (65_535, 65_537), (256, 2**24 - 1)]
+
+
+@pytest.mark.parametrize("image_hw", LARGE)
+@pytest.mark.parametrize("corner", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_a_polygon_of_a_large_image_has_the_pixels_that_it_has_in_a_small_one(image_hw, corner):
+    polygon = np.array([[3, 2], [19, 5], [21, 17], [8, 22], [1, 11]])
+    small = decode_rle(from_segmentation([polygon.ravel().tolist()], (25, 25)))
+    y, x = (near * (side - 25) for near, side in zip(corner, image_hw, strict=True))
+    rle = from_segmentation([(polygon + np.array([x, y])).ravel().tolist()], image_hw)
+    check_rle(rle, image_hw)
+    assert area(rle) == small.sum()
+    assert (decode_windows([rle], [(x, y, x + 25, y + 25)])[0] == small).all()
+    columns, rows = np.flatnonzero(small.any(axis=0)), np.flatnonzero(small.any(axis=1))
+    width, height = np.ptp(columns) + 1, np.ptp(rows) + 1
+    assert rle_box(rle) == (x + columns[0], y + rows[0], width, height)
+    assert paired_iou([rle], [rle]).tolist() == [1.0]
+    assert encode_crop(small, x, y, image_hw) == rle
+    runs = run_lengths(rle["counts"]).tolist()
+    assert from_segmentation({"size": list(image_hw), "counts": runs}, image_hw) == rle
+
+
+@pytest.mark.parametrize(
+    "image_hw", [(65_536, 65_536), (1, 2**24 + 1), (2**31 - 1, 1), (10**9, 10**5), (10**9, 10**9)]
+)
+@pytest.mark.parametrize("form", ["polygon", "compressed", "uncompressed"])
+def test_an_image_larger_than_run_lengths_count_is_refused_in_every_form(image_hw, form):
+    height, width = image_hw
+    value = {
+        "polygon": [[0, 0, width, 0, width, height, 0, height]],
+        "compressed": {"size": [height, width], "counts": "PPYo0"},
+        "uncompressed": {"size": [height, width], "counts": [height * width]},
+    }[form]
+    with pytest.raises(RleError, match=f"{height} x {width} pixels is larger"):
+        from_segmentation(value, image_hw)
+    assert find_good([value], [image_hw]) == set()
+
+
+def test_two_parts_further_apart_than_pycocotools_can_say_are_refused():
+    far, near = [59_000, 0, 59_009, 0, 59_009, 9, 59_000, 9], [0, 0, 9, 0, 9, 9, 0, 9]
+    assert area(from_segmentation([far], (30_000, 60_000))) == 81
+    with pytest.raises(RleError, match="shorter than the one before"):
+        from_segmentation([near, far, near], (30_000, 60_000))
+    runs = [7, 2**30, 4, 5]
+    counts = [*runs, 2**31 - sum(runs)]
+    with pytest.raises(RleError, match="shorter than the one before"):
+        from_segmentation({"size": [2**15, 2**16], "counts": counts}, (2**15, 2**16))
+
+
+def test_edges_that_would_fill_the_memory_are_refused_before_they_are_walked():
+    zigzag = [0, 0, 400_000, 400_000] * 500
+    with pytest.raises(RleError, match="edges of millions of pixels"):
+        from_segmentation([zigzag], (40_000, 40_000))
+
+
+@pytest.mark.parametrize(
+    ("counts", "same"),
+    [
+        ([0] * 10 + [80], [80]),
+        ([80, 0], [80]),
+        ([10, 0, 70], [80]),
+        ([5, 0, 3, 2, 70], [8, 2, 70]),
+        ([5, 2, 0, 3, 70], [5, 5, 70]),
+        ([0, 0, 0, 7, 73], [0, 7, 73]),
+        ([0, 5, 0, 0, 0, 3, 72], [0, 8, 72]),
+    ],
+)
+def test_empty_runs_change_no_mask(counts, same):
+    wanted = from_segmentation({"size": [8, 10], "counts": same}, (8, 10))
+    assert run_lengths(wanted["counts"]).tolist() == same
+    assert from_segmentation({"size": [8, 10], "counts": counts}, (8, 10)) == wanted
+    differences = [n - counts[i - 2] if i > 2 else n for i, n in enumerate(counts)]
+    text = b"".join(map(rle_module._digits, differences)).decode()
+    assert run_lengths(text).tolist() == counts
+    compressed = {"size": [8, 10], "counts": text}
+    assert find_good([compressed], [(8, 10)]) == set()
+    assert from_segmentation(compressed, (8, 10)) == wanted

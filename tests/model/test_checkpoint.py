@@ -48,7 +48,7 @@ def tiny():
         architecture=TINY,
         threshold=(0.1, 0.25, 0.4),
         settings={"seed": 3, "data": "train.json", "lr": 1.5e-6, "val": None},
-        quality={"miou": 0.61, "data": "val.json"},
+        quality={"miou": {"all": 0.61}, "data": "val.json"},
     )
 
 
@@ -117,9 +117,9 @@ def test_a_checkpoint_is_as_readable_as_any_new_file(tiny, tmp_path):
 def test_quality_is_written_into_the_file(tiny, saved, tmp_path):
     path = tmp_path / "copy.safetensors"
     path.write_bytes(saved.read_bytes())
-    with_quality(path, {"miou": 0.7})
+    with_quality(path, {"miou": {"all": 0.7}, "data": "v.json"})
     loaded = load_checkpoint(path)
-    assert loaded.quality == {"miou": 0.7}
+    assert loaded.quality == {"miou": {"all": 0.7}, "data": "v.json"}
     assert loaded.settings == tiny.settings
     for key, value in states(tiny).items():
         assert torch.equal(value, states(loaded)[key])
@@ -207,6 +207,33 @@ CHANGES = {
     "two thresholds": lambda meta, _: meta.update(threshold=[0.1, 0.2]),
     "threshold text": lambda meta, _: meta.update(threshold=["a", "b", "c"]),
     "settings a list": lambda meta, _: meta.update(settings=[1]),
+    "threshold NaN": lambda meta, _: meta.update(threshold=[float("nan")] * 3),
+    "threshold below 0": lambda meta, _: meta.update(threshold=[-5, 0.5, 0.5]),
+    "threshold huge": lambda meta, _: meta.update(threshold=[0.5, 0.5, 1e300]),
+    "threshold 1": lambda meta, _: meta.update(threshold=[0.5, 0.5, 1]),
+    "threshold true": lambda meta, _: meta.update(threshold=[True, 0.5, 0.5]),
+    "threshold no list": lambda meta, _: meta.update(threshold={"small": 0.5}),
+    "threshold of digits": lambda meta, _: meta.update(threshold=[10**4000] * 3),
+    "zeta text": lambda meta, _: meta["settings"].update(crf_zeta="abc"),
+    "zeta 0": lambda meta, _: meta["settings"].update(crf_zeta=0),
+    "iterations huge": lambda meta, _: meta["settings"].update(crf_iterations=10**12),
+    "bandwidth infinite": lambda meta, _: meta["settings"].update(colour_bandwidth=float("inf")),
+    "quality text": lambda meta, _: meta.update(quality="good"),
+    "miou a list": lambda meta, _: meta["quality"].update(miou=[0.5]),
+    "miou text": lambda meta, _: meta["quality"].update(miou={"all": "good"}),
+    "miou above 1": lambda meta, _: meta["quality"].update(miou={"small": 7}),
+    "data a list": lambda meta, _: meta["quality"].update(data=["x"]),
+    "no data": lambda meta, _: meta["quality"].pop("data"),
+    "key layers huge": lambda meta, _: meta["architecture"].update(key_layers=10**8),
+    "upsampling huge": lambda meta, _: meta["architecture"].update(upsample_before=10**9),
+    "crop size huge": lambda meta, _: meta["architecture"].update(crop_size=16_384),
+    "channels huge": lambda meta, _: meta["architecture"].update(channels=10**6),
+    "scale infinite": lambda meta, _: meta["architecture"].update(feature_scale=float("inf")),
+    "scaling text": lambda meta, _: meta["architecture"].update(size_scaling="yes"),
+    "a giant": lambda meta, _: meta["architecture"].update(encoder="timm/vit_giant_patch14_dinov2"),
+    "a tower": lambda meta, _: meta["architecture"].update(encoder="vit/64x999"),
+    "a plain": lambda meta, _: meta["architecture"].update(encoder="vit/9984x30"),
+    "a long name": lambda meta, _: meta["architecture"].update(encoder="timm/" + "x" * 10**6),
     "unknown encoder": lambda meta, _: meta["architecture"].update(encoder="vit_mae_bas"),
     "encoder a number": lambda meta, _: meta["architecture"].update(encoder=5),
     "unknown decoder": lambda meta, _: meta["architecture"].update(decoder="nose"),
@@ -332,3 +359,22 @@ def test_a_labeler_of_another_shape_is_named(saved):
     network = build_labeler(dataclasses.replace(TINY, channels=6))
     with pytest.raises(CheckpointError, match=r"of another shape, first student.decoder"):
         load_labeler_weights(network, read_tensors(saved), saved)
+
+
+@pytest.mark.parametrize("change", ["a giant", "a tower", "a plain", "crop size huge"])
+def test_a_network_that_does_not_fit_is_refused_before_it_is_built(
+    saved, tmp_path, monkeypatch, change
+):
+    path = tmp_path / "odd.safetensors"
+    rewrite(saved, path, CHANGES[change])
+    devices = []
+
+    def build(architecture):
+        devices.append(torch.empty(0).device.type)
+        return build_labeler(architecture)
+
+    monkeypatch.setattr("malcli.model.claims.build_labeler", build)
+    monkeypatch.setattr("malcli.model.checkpoint.build_labeler", build)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+    assert "cpu" not in devices

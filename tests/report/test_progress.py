@@ -114,3 +114,12 @@ def test_error_inside_passes_on_and_the_last_state_is_said(capsys):
 )
 def test_clock_reads_as_hours_minutes_seconds(seconds, text):
     assert clock(seconds) == text
+
+
+@pytest.mark.parametrize("name", ["\x1b]0;x\x07", "a\r\nmalcli: error: no", "\x9b2J\u202e"])
+def test_what_is_logged_drives_no_terminal_and_begins_no_line(name, capsys):
+    log(f"  image {name}: no such file")
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.rstrip("\n").isprintable()
+    assert said.startswith("  image ")

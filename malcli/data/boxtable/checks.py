@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from malcli.geometry.rle import MAX_PIXELS, MAX_SIDE, is_too_large
+from malcli.messages import short as short
 from malcli.records import (
     DESIGN_REASONS,
     STATUS_OK,
@@ -49,7 +51,10 @@ class Judge:
         sides = [pc.fill_null(images[side], 0).to_numpy() for side in ("height", "width")]
         self._hw = np.stack(sides, axis=1).astype(np.float64)
         named = _bools(pc.not_equal(images["file_name"], ""))
-        status = np.where(named, np.where((self._hw > 0).all(axis=1), OK, BAD_IMAGE), NO_IMAGE)
+        height, width = self._hw.T
+        large = (self._hw > MAX_SIDE).any(axis=1) | (height * width > MAX_PIXELS)
+        usable = (self._hw > 0).all(axis=1) & ~large
+        status = np.where(named, np.where(usable, OK, BAD_IMAGE), NO_IMAGE)
         # The last is for boxes of unknown images, whose row is -1.
         self._images = np.append(status, NO_IMAGE).astype(np.int8)
 
@@ -73,7 +78,8 @@ class Judge:
         def reason(row: int) -> str:
             place = int(image[row])
             name = self._names[place].as_py() if place >= 0 else None
-            return _reason(boxes, row, int(status[row]), place >= 0, name)
+            size = self._hw[place] if place >= 0 else (0, 0)
+            return _reason(boxes, row, int(status[row]), place >= 0, name, tuple(size))
 
         for code in (NO_IMAGE, BAD_IMAGE, BAD_BOX):
             note(self._problems, REASONS[code], status == code, reason)
@@ -112,14 +118,13 @@ def note(problems: Problems, kind: str, bad: Bools, example: Callable[[int], str
         problems.add(kind, "", int(rows.size) - room)  # the examples are full
 
 
-def short(value: object) -> str:
-    """Return a value for a message, on one line of at most 60 characters."""
-    text = ascii(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def _reason(
-    boxes: pa.Table, row: int, code: int, image_known: bool = True, name: str | None = None
+    boxes: pa.Table,
+    row: int,
+    code: int,
+    image_known: bool = True,
+    name: str | None = None,
+    image_hw: tuple[float, float] = (0, 0),
 ) -> str:
     """Return one line on what is wrong with a box; OK is about its category.
 
@@ -129,6 +134,7 @@ def _reason(
         code: Its place in STATUSES.
         image_known: Whether `images` has its image.
         name: Of the image's file.
+        image_hw: Its height and width.
     """
     columns = boxes.select(["id", "image_id", "category_id", "bbox", "extra"])
     record: dict[str, Any] = to_records(columns.slice(row, 1))[0]
@@ -138,6 +144,9 @@ def _reason(
         what = f"image_id {short(record.get('image_id'))} is not in images"
     elif code == NO_IMAGE:
         what = f"image {short(record['image_id'])} has no file_name"
+    elif code == BAD_IMAGE and is_too_large(image_hw):
+        what = f"image {short(record['image_id'])} has {image_hw[0]:.0f} x {image_hw[1]:.0f} pixels"
+        what += f", more than masks can have (sides up to {MAX_SIDE}, {MAX_PIXELS} in all)"
     elif code == BAD_IMAGE:
         what = f"image {short(record['image_id'])} has no height and width above zero"
     elif "bbox" in record:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from malcli.records import BoxTable
+from malcli.records import BoxTable, category_records
 
 
 def losses_of(
@@ -24,12 +24,11 @@ def losses_of(
     lost = Counter(f"header '{key}'" for key in table.header if key != "categories")
     extra = table.images["extra"]
     lost["other keys of images"] = len(extra) - extra.null_count
-    for each in table.header.get("categories") or ():
-        if isinstance(each, dict):
-            lost["other keys of categories"] += not each.keys() <= set(category_keys)
-            number = each.get("id")
-            same = type(number) is int and number == category_ids.get(number)
-            lost["ids of categories, which get others"] += not same
+    for each in category_records(table.header):
+        lost["other keys of categories"] += not each.keys() <= set(category_keys)
+        number = each.get("id")
+        same = type(number) is int and number == category_ids.get(number)
+        lost["ids of categories, which get others"] += not same
     pairs = zip(table.images["id"].to_pylist(), image_ids, strict=True)
     lost["ids of images, which get others"] = sum(old != new for old, new in pairs)
     return lost

@@ -94,10 +94,10 @@ def _append(path: Path, text: str) -> None:
         file.write(text)
 
 
-def _stem(name: str | None) -> str | None:
+def _stem(name: object) -> str | None:
     """Return a file's name without its ending; None if it leaves the folder or is none."""
     try:
-        return image_path(Path(), name or "").with_suffix("").as_posix()
+        return image_path(Path(), name if isinstance(name, str) else "").with_suffix("").as_posix()
     except (BadImage, ValueError):
         return None
 

@@ -32,6 +32,9 @@ SUFFIXES = frozenset(
 MAX_YAML = 1 << 22  # bytes; PyYAML is slow
 MAX_LABELS = 1 << 26  # bytes of one image's labels
 MAX_CLASSES = 100_000
+MAX_NUMBER = 40  # characters of a number in YAML
+YAML_FAILURES = (LookupError, TypeError, AttributeError)  # of PyYAML's constructors, as !!int ''
+NO_NAMES = (list, dict, set, tuple, bytes)
 _COUNT = re.compile(r"\d{1,9}")
 
 
@@ -87,6 +90,25 @@ def read_yolo(path: Path, images: Path | None = None) -> BoxTable:
     return build_table(dataset.root, "yolo", {"categories": categories}, columns, boxes)
 
 
+class _Loader(yaml.SafeLoader):  # type: ignore[misc,unused-ignore]
+    """PyYAML's safe loader without aliases, and without numbers that take hours to read.
+
+    Nine levels of ten aliases are a billion values, and 1:1:1... is read in base 60.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:  # noqa: ANN401
+        """Refuse aliases, else as PyYAML."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"alias *{self.peek_event().anchor}: write its value out")
+        return super().compose_node(parent, index)
+
+    def construct_scalar(self, node: Any) -> Any:  # noqa: ANN401
+        """Refuse long numbers, else as PyYAML."""
+        if node.tag.endswith((":int", ":float")) and len(node.value) > MAX_NUMBER:
+            raise yaml.YAMLError(f"a number of {len(node.value)} characters")
+        return super().construct_scalar(node)
+
+
 def read_yaml(path: Path) -> YoloSet:
     """Read data.yaml, or the YAML file of a folder.
 
@@ -99,8 +121,8 @@ def read_yaml(path: Path) -> YoloSet:
     if len(text) > MAX_YAML:
         raise DataFormatError(file, f"is longer than {MAX_YAML >> 20} MB; is it data.yaml?")
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
+        value = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError, *YAML_FAILURES) as error:
         raise DataFormatError(file, f"not valid YAML ({short(_line(error))})") from None
     if not isinstance(value, dict) or "names" not in value:
         raise DataFormatError(file, "has no names; data.yaml lists the classes under 'names'")
@@ -137,7 +159,7 @@ def _class_names(file: Path, value: object) -> dict[int, str]:
     for number, name in pairs:
         if isinstance(number, str) and _COUNT.fullmatch(number):
             number = int(number)
-        if type(number) is not int or not 0 <= number < 2**31 or isinstance(name, list | dict):
+        if type(number) is not int or not 0 <= number < 2**31 or isinstance(name, NO_NAMES):
             raise DataFormatError(
                 file, f"{short(number)}: {short(name)} is no class", None, "names"
             )

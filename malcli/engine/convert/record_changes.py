@@ -22,6 +22,7 @@ from malcli.records import (
     Record,
     Rle,
     category_names,
+    category_records,
     to_records,
 )
 
@@ -140,8 +141,8 @@ class Changes:
     def _renumbered_header(self) -> dict[str, Any]:
         known = [
             each | {"id": self._numbers[each["id"]]}
-            for each in self._table.header.get("categories") or ()
-            if isinstance(each, dict) and each.get("id") in self._numbers
+            for each in category_records(self._table.header)
+            if type(each.get("id")) is int and each["id"] in self._numbers
         ]
         return self._table.header | {"categories": sorted(known, key=lambda each: each["id"])}
 

@@ -15,9 +15,18 @@ from malcli.data.boxtable.json_stream import JsonText, open_regular
 from malcli.data.formats.coco import read_results
 from malcli.data.formats.open import open_boxes
 from malcli.errors import DataFormatError
-from malcli.geometry.rle import RleError, find_bad, from_segmentation, rle_box
+from malcli.geometry.rle import RleError, find_good, from_segmentation, rle_box
+from malcli.messages import short
 from malcli.metrics.pairing import Instances
-from malcli.records import BoxTable, Problems, Record, Rle, category_names, records_of
+from malcli.records import (
+    BoxTable,
+    Problems,
+    Record,
+    Rle,
+    category_names,
+    category_records,
+    records_of,
+)
 
 LARGEST = 1e300  # a longer integer would not fit a float
 CHUNK = 4096  # records at a time, so that only their columns stay in memory
@@ -93,15 +102,13 @@ def read_frame(table: BoxTable, categories: str | None = None, limit: int | None
     )
 
 
-def _frequencies(header: Mapping[str, Any]) -> dict[int, str]:
+def _frequencies(header: dict[str, Any]) -> dict[int, str]:
     """Return LVIS's group of each category: rare, common or frequent."""
-    categories = header.get("categories")
     found: dict[int, str] = {}
-    for category in categories if isinstance(categories, list) else ():
-        if isinstance(category, dict) and _is_id(category.get("id")):
-            letter = category.get("frequency")
-            if letter in ("r", "c", "f"):
-                found[category["id"]] = letter
+    for category in category_records(header):
+        letter = category.get("frequency")
+        if _is_id(category.get("id")) and isinstance(letter, str) and letter in ("r", "c", "f"):
+            found[category["id"]] = letter
     return found
 
 
@@ -223,16 +230,12 @@ class _Builder:
             for n, value in enumerate(values)
             if sizes[n] != (0, 0) and isinstance(value, dict) and type(value.get("counts")) is str
         ]
-        bad = find_bad([values[n] for n in ready], [sizes[n] for n in ready])
-        wrong = {ready[n]: reason for n, reason in bad.items()}
-        checked = set(ready) - set(wrong)
+        good = find_good([values[n] for n in ready], [sizes[n] for n in ready])
+        checked = {ready[n] for n in good}
         masks: list[Rle | None] = []
         for n, (place, _, record) in enumerate(kept):
             if n in checked:
                 masks.append(Rle(size=list(sizes[n]), counts=record["segmentation"]["counts"]))
-            elif n in wrong:
-                masks.append(None)
-                self._refuse(wrong[n], record, place)
             else:
                 masks.append(self._convert(sizes[n], record, place))
         return masks
@@ -281,12 +284,12 @@ class _Builder:
             return 1.0
         if _is_finite(value):
             return float(value)
-        self._problem(SCORE, record, place, f"score {value!r:.40}")
+        self._problem(SCORE, record, place, f"score {short(value)}")
         return 0.0
 
     def _problem(self, kind: str, record: Record, place: int, reason: str) -> None:
         number = record.get("id")
-        name = f"annotations[{place}]" if number is None else f"id {number!r:.40}"
+        name = f"annotations[{place}]" if number is None else f"id {short(number)}"
         self.problems.add(kind, f"{name}: {reason}")
 
     def columns(self) -> Instances:

@@ -170,3 +170,44 @@ def test_any_bytes_give_a_table_or_one_line(root, data, place, in_yaml):
         assert len(records_of(table)) == table.boxes.num_rows
         json.dumps(table.header)
     assert "\n" not in message
+
+
+def billion(value):
+    """YAML whose last alias stands for ten to the ninth values."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    for level in range(1, 9):
+        lines.append(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]")
+    return "\n".join([*lines, value])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        billion("names: [*a8, b]"),
+        billion("names: {0: a, 1: *a8}"),
+        billion("names: [a]\ntrain: [*a8]"),
+        "names: &n [*n]",
+        "names: [&a '" + "x" * 10_000 + "'" + ", *a" * 10_000 + "]",
+        "names:\n  0x" + "f" * 5000 + ": a",
+        "names: [0x" + "f" * 5000 + "]",
+        "names: [a]\ntrain: 0x" + "f" * 5000,
+        "names: [1" + ":1" * 100_000 + "]",
+        "names: [1" + ":1" * 100_000 + ".5]",
+        "names: [1" + "_0" * 5000 + "]",
+        "names: [!!int '']",
+        "names: [!!bool maybe]",
+        "names: [!!timestamp soon]",
+        "names: [!!set {a, b}]",
+        "names: [!!binary aGFsbG8=]",
+        "names: [2000-99-99]",
+        "names: {[a]: b}",
+    ],
+    ids=range(18),
+)
+def test_a_yaml_that_grows_when_it_is_read_is_refused_in_one_short_line(root, text):
+    (root / "data.yaml").write_text(text)
+    with pytest.raises(DataFormatError) as caught:
+        read_yolo(root / "data.yaml")
+    message = str(caught.value).removeprefix(str(root))
+    assert message.isprintable()
+    assert len(message) < 300

@@ -7,6 +7,7 @@ import contextlib
 import csv
 import re
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,8 +22,8 @@ from malcli.data.boxtable.json_stream import open_regular
 from malcli.errors import DataFormatError
 
 BLOCK = 1 << 20  # bytes read at a time
-_WHOLE = re.compile(r"-?\d{1,15}")
-_DECIMAL = re.compile(r"-?\d{1,15}\.\d+(?:e-?\d{1,3})?")
+_WHOLE = re.compile(r"0|-?[1-9]\d{0,14}", re.ASCII)
+_DECIMAL = re.compile(r"-?(?:0|[1-9]\d{0,14})\.\d{1,30}(?:e-?\d{1,3})?", re.ASCII)
 
 
 @contextlib.contextmanager
@@ -103,7 +104,14 @@ def members_of(name: str, column: pa.Array) -> pa.Array:
 
 
 def _plain(text: str) -> str:
-    """Return a text as JSON: a number if it is one."""
+    """Return a text as JSON: a number if it is one that float64 says exactly, else as it is.
+
+    So 0.50 is 0.5, but 007, -0 and decimals of twenty places stay texts.
+    """
     if _WHOLE.fullmatch(text):
-        return str(int(text))
-    return repr(float(text)) if _DECIMAL.fullmatch(text) else encode_json(text)
+        return text
+    if _DECIMAL.fullmatch(text):
+        number = repr(float(text))
+        if Decimal(number) == Decimal(text):
+            return number
+    return encode_json(text)

@@ -28,7 +28,7 @@ from malcli.data.images.find import image_path
 from malcli.errors import BadImage
 from malcli.files import refuse_foreign_folder, replacing, replacing_folder
 from malcli.geometry.rle import RleError, decode_rle, from_segmentation
-from malcli.records import BoxTable, Record, category_names
+from malcli.records import BoxTable, Record, category_names, category_records
 
 BOX_COLUMNS = (
     *("ImageID", "Source", "LabelName", "Confidence", "XMin", "XMax", "YMin", "YMax"),
@@ -52,8 +52,7 @@ def files_of(path: Path) -> list[Path]:
 
 def losses_of_table(table: BoxTable) -> Counter[str]:
     """Count what names, numbered from 1, and a list of boxes cannot say."""
-    known = [each for each in table.header.get("categories") or () if isinstance(each, dict)]
-    numbers = [each.get("id") for each in known]
+    numbers = [each.get("id") for each in category_records(table.header)]
     rows = {number: row for row, number in enumerate(numbers, 1) if type(number) is int}
     names = [PurePosixPath(name or "") for name in table.images["file_name"].to_pylist()]
     stems = [str(name.with_suffix("") if name.name else "") for name in names]
@@ -140,8 +139,8 @@ def _labels(header: dict[str, Any]) -> dict[str, str]:
 
 def _categories(header: dict[str, Any]) -> Iterator[dict[str, Any]]:
     known = category_names(header)
-    for each in header.get("categories") or () if known else ():
-        if isinstance(each, dict) and type(each.get("id")) is int and each["id"] in known:
+    for each in category_records(header):
+        if type(each.get("id")) is int and each["id"] in known:
             yield each
 
 

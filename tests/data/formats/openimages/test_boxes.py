@@ -223,3 +223,18 @@ def test_any_damage_gives_a_table_or_one_line(path, data, place, cut):
         message = ""
         assert len(json.loads(json.dumps(records_of(table)))) == table.boxes.num_rows
     assert "\n" not in message
+
+
+def test_values_of_other_columns_lose_nothing(path):
+    kept = {
+        "007": "007", "-0": "-0", "1.0e999": "1.0e999", "0.12345678901234567890123": ...,
+        "١٢": "١٢", "12345678901234567890": ..., "00.5": "00.5", "1_0": "1_0", "nan": "nan",
+        "-Infinity": ..., "1e5": ..., "0": 0, "-7": -7, "0.50000": 0.5, "-0.25": -0.25,
+        "1.5e-3": 0.0015, "123456789012345": 123456789012345,
+    }  # fmt: skip
+    write(path, [[*ROWS[0], text] for text in kept], [*COLUMNS, "Note"])
+    notes = [record["Note"] for record in records_of(read_openimages(path))]
+    assert notes == [text if value is ... else value for text, value in kept.items()]
+    assert [type(note) for note in notes] == [
+        str if value is ... else type(value) for value in kept.values()
+    ]
