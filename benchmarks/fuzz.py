@@ -318,6 +318,7 @@ def main() -> int:
                         said = "fault"
                     counts[said] += 1
                     _next(worker, seeds, busy)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         for worker in workers:
             worker.process.kill()
     print(", ".join(f"{count} {said}" for said, count in sorted(counts.items())))
