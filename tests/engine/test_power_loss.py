@@ -9,7 +9,7 @@ from torch import nn
 
 from malcli.config.convert import ConvertConfig
 from malcli.data.boxtable import cache
-from malcli.data.formats.registry import open_boxes
+from malcli.data.formats.open import open_boxes
 from malcli.engine.convert.command import convert
 from malcli.engine.fit.run_folder import LoopState, finish, save_state
 from malcli.engine.label.command import label

@@ -163,9 +163,9 @@ class PartFolder:
         names, columns = SCHEMA.names, zip(*sorted(outcomes, key=itemgetter(0)), strict=True)
         schema = SCHEMA.with_metadata({JOB_KEY: self.job})
         table = pa.table(dict(zip(names, map(list, columns), strict=True)), schema=schema)
-        made = io.BytesIO()
-        pq.write_table(table, made, compression="zstd")
         with replacing(self.file(index), sweep=False) as temporary:  # goes with the whole folder
+            made = io.BytesIO()
+            pq.write_table(table, made, compression="zstd")
             temporary.write_bytes(_sealed(made.getvalue()))
         self._done[index] = Counter(one.status for one in outcomes)
 
