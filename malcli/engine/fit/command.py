@@ -1,4 +1,4 @@
-"""`malcli fit`: boxes in, a labeler out. Sets everything up; the loop is in `trainer`.
+"""`malcli fit`: boxes in, a labeler out. Sets everything up; the steps are in `trainer`.
 
 Masks in the boxes' file, and areas that came from them, are never read.
 """

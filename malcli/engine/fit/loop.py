@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from malcli.data.crops.epoch_order import EpochOrder
 from malcli.engine.fit import run_folder
-from malcli.engine.fit.states import LoopState, load_state, save_state
+from malcli.engine.fit.states import LoopState, load_state, remove_old_states, save_state
 from malcli.engine.machine.signals import StopFlag
 from malcli.errors import Interrupted, RunError
 from malcli.report.progress import Progress
@@ -189,6 +189,7 @@ class TrainingLoop:
                 scaler = self.accelerator.scaler
                 run_folder.sync_metrics(self.run)
                 save_state(self.run, self.place, self.networks, self.optimizer, scaler)
+            remove_old_states(self.run)
             if self.save_also:
                 self.save_also()
         self._saved = self.place.step

@@ -46,7 +46,7 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None,
 ) -> None:
-    """Write everything that resuming needs, whole or not at all; keep the newest two.
+    """Write everything that resuming needs, whole or not at all.
 
     Raises:
         OutputError: The folder cannot be written to.
@@ -66,6 +66,10 @@ def save_state(
         write_tensors(plain, made / TENSORS)
         contents[TENSORS_HASH] = hash_file(made / TENSORS)
         (made / "loop.json").write_text(seal(contents), encoding="utf-8")
+
+
+def remove_old_states(run: Path) -> None:
+    """Remove all states but the newest two, also those that a kill kept from being removed."""
     for old in _states(run)[:-KEPT_STATES]:
         shutil.rmtree(old, ignore_errors=True)
 
