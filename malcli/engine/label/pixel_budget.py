@@ -4,6 +4,7 @@ The number of threads says little about memory: an image may have a thousand tim
 another. Knows nothing of images and boxes.
 """
 
+import ctypes
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,16 @@ class PixelBudget:
         try:
             yield
         finally:
+            if pixels > self._pixels // 2:
+                _give_back()
             with self._free:
                 self._taken -= pixels
                 self._free.notify_all()
+
+
+def _give_back() -> None:
+    """Return freed memory to the system: glibc keeps what each thread used for that thread."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # another C library
+        return

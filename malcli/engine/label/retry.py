@@ -42,7 +42,8 @@ def tell_retried(config: LabelConfig, counts: Mapping[str, Any]) -> None:
         )
         log(
             f"label: {count} boxes were skipped since their image was not there or unreadable, or "
-            f"memory did not suffice; once that is mended, do them again with: {command_of(again, 'label')}"
+            "memory did not suffice; once that is mended, do them again with: "
+            + command_of(again, "label")
         )
 
 

@@ -1,4 +1,4 @@
-"""`label` when the machine fails it: the images vanish, or memory runs out; then `--retry-skipped`."""
+"""`label` where images vanish or memory runs out, and `--retry-skipped`."""
 
 import errno
 import json
