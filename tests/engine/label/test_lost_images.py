@@ -14,7 +14,7 @@ from PIL import Image
 
 from malcli.config.label import LabelConfig
 from malcli.data.images import decode, health
-from malcli.engine.label import pipeline
+from malcli.engine.label import mask_maker, pipeline
 from malcli.engine.label.command import label
 from malcli.engine.label.parts import PartFolder
 from malcli.errors import BadImage, ConfigError, DataFormatError, Interrupted, RunError
@@ -197,7 +197,7 @@ def test_a_retry_that_is_stopped_leaves_the_output_and_goes_on_later(
     first = job().out.read_bytes()
     for path in list(away.iterdir()):
         path.rename(images / path.name)
-    predict, calls = pipeline.Predictor.__call__, []
+    predict, calls = mask_maker.Predictor.__call__, []
 
     def stopping(self, crops, rois):
         calls.append(len(rois))
@@ -206,7 +206,7 @@ def test_a_retry_that_is_stopped_leaves_the_output_and_goes_on_later(
         return predict(self, crops, rois)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.Predictor, "__call__", stopping)
+        patch.setattr(mask_maker.Predictor, "__call__", stopping)
         with pytest.raises(Interrupted, match="--retry-skipped"):
             label(job(images=images, retry_skipped=True))
     assert job().out.read_bytes() == first
@@ -234,7 +234,7 @@ def test_a_retry_whose_merge_fails_says_so(job, images, monkeypatch):
     ],
 )
 def test_a_cpu_without_memory_gets_smaller_batches(job, equals_reference, monkeypatch, error):
-    predict, tried = pipeline.Predictor.__call__, []
+    predict, tried = mask_maker.Predictor.__call__, []
 
     def failing(self, crops, rois):
         tried.append(len(rois))
@@ -242,7 +242,7 @@ def test_a_cpu_without_memory_gets_smaller_batches(job, equals_reference, monkey
             raise error
         return predict(self, crops, rois)
 
-    monkeypatch.setattr(pipeline.Predictor, "__call__", failing)
+    monkeypatch.setattr(mask_maker.Predictor, "__call__", failing)
     assert "skipped:memory" not in label(job(batch_size="4")).counts
     assert max(tried) == 4
 
@@ -251,7 +251,7 @@ def test_another_error_of_the_network_is_no_lack_of_memory(job, monkeypatch):
     def failing(self, crops, rois):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(pipeline.Predictor, "__call__", failing)
+    monkeypatch.setattr(mask_maker.Predictor, "__call__", failing)
     with pytest.raises(RuntimeError, match="mat1"):
         label(job())
 
@@ -268,7 +268,7 @@ def test_memory_that_ends_beside_the_network_skips_the_box_and_a_retry_makes_it(
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, place, failing)
+        patch.setattr(pipeline if place == "read_image" else mask_maker, place, failing)
         counts = label(job(batch_size="1")).counts
     assert "ok" not in counts
     assert counts["skipped:memory"] > 12
@@ -282,7 +282,7 @@ def test_a_decoder_without_memory_is_no_bad_image(images, monkeypatch):
     def failing(*args):
         raise MemoryError
 
-    monkeypatch.setattr(decode, "_to_rgb", failing)
+    monkeypatch.setattr(decode, "to_rgb", failing)
     with pytest.raises(BadImage) as caught:
         decode.decode_image(path, decode.read_size(path))
     assert caught.value.status == "memory"
@@ -352,4 +352,4 @@ def test_yolo_labels_are_of_the_picture_as_shown(tiny, tmp_path):
 
 
 def test_an_out_of_memory_error_of_torch_is_still_one():
-    assert pipeline.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert mask_maker.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
