@@ -206,7 +206,7 @@ def test_toml_of_a_config_reads_back_as_the_same_config(config):
 def test_plain_values_leave_out_what_is_not_set():
     plain = to_plain(ConvertConfig(src=Path("a"), dst=Path("b"), to="yolo"))
     assert {key: value for key, value in plain.items() if value is not False} == {
-        "src": "a", "dst": "b", "to": "yolo",
+        "src": "a", "dst": "b", "to": "yolo", "exif": "auto",
     }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from malcli.config.shared import DATA, OUTPUT
+from malcli.config.shared import DATA, EXIF, OUTPUT
 from malcli.data.formats.registry import NAMES as FORMATS
 from malcli.settings import result, setting
 
@@ -33,6 +33,14 @@ class ConvertConfig:
         panel=DATA,
         choices=FORMATS,
         identity="selection",
+        mode="annotations",
+    )
+    exif: str = result(
+        "auto",
+        "Which way round the boxes of formats without sizes take photographs that EXIF turns "
+        "(auto: YOLO upright, Open Images stored).",
+        panel=DATA,
+        choices=EXIF,
         mode="annotations",
     )
     to: str | None = result(

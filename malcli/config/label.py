@@ -38,6 +38,13 @@ class LabelConfig(ImageConfig):
         panel=OUTPUT,
         identity="private",
     )
+    retry_skipped: bool = setting(
+        False,
+        "Do again those boxes of a finished job whose image could not be read or for which memory "
+        "did not suffice.",
+        panel=OUTPUT,
+        identity="private",
+    )
     overwrite: bool = setting(
         False, "Replace an existing output of another job.", panel=OUTPUT, identity="private"
     )

@@ -13,6 +13,7 @@ SPEC = "released code"
 PAPER = "paper, Sec. 4.2"
 
 REFINEMENTS = ("none", "crf", "colour")
+EXIF = ("auto", "upright", "stored")
 ENCODER_NAMES = (
     "vit_mae_base",
     "vit_mae_large",
@@ -69,6 +70,23 @@ class ImageConfig:
     )
     max_pixels: int = result(
         179_000_000, "Refuse images with more pixels than this.", panel=DATA, low=1
+    )
+    exif: str = result(
+        "auto",
+        "Which way round the boxes take photographs that EXIF turns: as shown (upright), as the "
+        "pixels are stored, or (auto) as the format's own trainers do: YOLO upright, others by the "
+        "stated size, else stored.",
+        panel=DATA,
+        choices=EXIF,
+    )
+    max_failures: float = setting(
+        0.5,
+        "Stop with exit code 1 when a larger share of at least 1,000 images cannot be read, or "
+        "100 in a row are not there (1: never).",
+        panel=DATA,
+        low=0.0,
+        high=1.0,
+        identity="private",
     )
     strict: bool = result(False, "Stop with exit code 2 if any record is bad.", panel=DATA)
     seed: int = result(0, "Random seed.", panel=RUN, low=0)

@@ -13,18 +13,19 @@ import numpy as np
 
 from malcli.config.label import LabelConfig
 from malcli.data.formats.open import open_boxes, select
-from malcli.data.images.decode import check_image
-from malcli.data.images.find import ImageFolder, find_images, image_path
+from malcli.data.images.find import ImageFolder, find_images
+from malcli.data.images.read import check_header
 from malcli.errors import BadImage, DataFormatError
-from malcli.records import IMAGE_REASONS, STATUS_OK, BoxTable, Problems, skipped
+from malcli.records import IMAGE_REASONS, NO_MEMORY, STATUS_OK, BoxTable, Problems, skipped
 from malcli.report.progress import Progress, log
 
 CHECKED = 4096  # image records at a time
 
-FILE_KINDS = tuple(
-    f"{reason}-file" for reason in IMAGE_REASONS
-)  # of problems that files have, not records
-HEADER_STATUS = (STATUS_OK, *map(skipped, IMAGE_REASONS))
+UNSETTLED = "unsettled-exif"  # photographs whose frame their size does not tell
+UNREAD = (*IMAGE_REASONS, NO_MEMORY)  # what may become of an image
+# Of problems that files have, not records.
+FILE_KINDS = (*(f"{reason}-file" for reason in UNREAD), UNSETTLED)
+HEADER_STATUS = (STATUS_OK, *map(skipped, UNREAD))
 
 
 def open_table(config: LabelConfig) -> BoxTable:
@@ -33,7 +34,9 @@ def open_table(config: LabelConfig) -> BoxTable:
     Raises:
         DataFormatError: The annotations cannot be understood.
     """
-    table = open_boxes(config.boxes, config.format, config.images, with_masks=False)
+    table = open_boxes(
+        config.boxes, config.format, config.images, with_masks=False, exif=config.exif
+    )
     return select(table, config.categories, config.limit)
 
 
@@ -45,7 +48,7 @@ def open_data(config: LabelConfig) -> tuple[BoxTable, ImageFolder]:
         MissingImageError: None of the images is there.
     """
     table = open_table(config)
-    folder = find_images(config.boxes, table, config.images)
+    folder = find_images(config.boxes, table, config.images, config.exif, config.max_failures)
     log(
         f"{config.boxes}: {table.boxes.num_rows} boxes in {table.images.num_rows} images; these in "
         f"{folder.root} ({folder.found} of the first {folder.tried} are there)"
@@ -70,10 +73,12 @@ def check_images(config: LabelConfig, table: BoxTable, folder: ImageFolder) -> d
     with Progress(table.images.num_rows, "images", "check") as progress:
         for errors in check_headers(table, folder, config.max_pixels, workers_of(config)):
             for error in errors:
-                status = skipped(error.status) if error else STATUS_OK
+                status, kind = STATUS_OK, UNSETTLED
+                if isinstance(error, BadImage):
+                    status, kind = skipped(error.status), f"{error.status}-file"
                 codes.append(HEADER_STATUS.index(status))
                 if error:
-                    table.problems.add(f"{error.status}-file", str(error))
+                    table.problems.add(kind, str(error))
             progress.advance(len(errors))
     code = np.array([*codes, 0])  # the last is for boxes of unknown images, whose row is -1
     counts: dict[str, int] = {}
@@ -109,8 +114,10 @@ def refuse_problems(path: Path, problems: Problems) -> None:
 
 def check_headers(
     table: BoxTable, folder: ImageFolder, max_pixels: int, workers: int
-) -> Iterator[list[BadImage | None]]:
+) -> Iterator[list[BadImage | str | None]]:
     """Yield what is wrong with each image of the table, in order, some thousand at a time.
+
+    A text is no failure: it says what `check_image` could not settle.
 
     Args:
         table: Images without a name or a size are left to its own `problems`.
@@ -119,15 +126,14 @@ def check_headers(
         workers: Threads that open files.
     """
 
-    def check(record: dict[str, Any]) -> BadImage | None:
+    def check(record: dict[str, Any]) -> BadImage | str | None:
         hw = (record["height"] or 0, record["width"] or 0)
         if not record["file_name"] or min(hw) <= 0:
             return None
         try:
-            check_image(image_path(folder.root, record["file_name"]), hw, max_pixels)
+            return check_header(folder, record["file_name"], hw, max_pixels)
         except BadImage as error:
             return error
-        return None
 
     columns = table.images.select(["file_name", "height", "width"])
     with ThreadPoolExecutor(max(workers, 1), "malcli") as pool:

@@ -10,7 +10,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from malcli.geometry.crops import paste_mask
+from malcli.geometry.crops import LARGE, paste_mask
+from malcli.geometry.released import paste_bilinear
+
+BAND = 1 << 22  # pixels of a large window that are pasted together
 
 
 def paste_majority(
@@ -31,7 +34,7 @@ def paste_majority(
     x0, y0, x1, y1 = (int(value) for value in roi)
     left, top, right, bottom = (int(value) for value in window)
     if x1 - x0 > side or y1 - y0 > side:
-        return paste_mask(mask_SS.astype(np.float32), roi, window) > 0.5
+        return paste_above(mask_SS.astype(np.float32), roi, window, 0.5)
     y = np.arange(top - y0, bottom - y0 + 1) * (side / (y1 - y0))
     x = np.arange(left - x0, right - x0 + 1) * (side / (x1 - x0))
     first_row, first_column = int(y[0]), int(x[0])
@@ -45,6 +48,29 @@ def paste_majority(
     tiles_wh = _differences(strips_wh, column, beyond)
     inside: NDArray[np.bool_] = (tiles_wh > half).T
     return inside
+
+
+def paste_above(
+    prob_SS: NDArray[np.float32],
+    roi: NDArray[np.int64],
+    window: NDArray[np.int64],
+    threshold: float,
+) -> NDArray[np.bool_]:
+    """Return the pixels of a window, (h, w) bool, where `paste_mask` is above a threshold.
+
+    A RoI too large to be held as floats is pasted in bands of rows, bilinearly, equal but for
+    rounding.
+    """
+    x0, y0, x1, y1 = (int(value) for value in roi)
+    if (x1 - x0) * (y1 - y0) <= LARGE:
+        return paste_mask(prob_SS, roi, window) > threshold
+    left, top, right, bottom = (int(value) for value in window)
+    above = np.empty((bottom - top, right - left), dtype=bool)
+    step = max(1, BAND // (right - left))
+    for row in range(top, bottom, step):
+        band = np.array([left, row, right, min(row + step, bottom)])
+        above[row - top : row - top + step] = paste_bilinear(prob_SS, roi, band) > threshold
+    return above
 
 
 def _differences(

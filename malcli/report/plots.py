@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from malcli.data.images.decode import decode_image
-from malcli.data.images.find import find_images, image_path
+from malcli.data.images.find import find_images
+from malcli.data.images.read import read_image
 from malcli.errors import BadImage, MissingImageError
 from malcli.geometry.rle import decode_windows
 from malcli.records import BoxTable, Rle
@@ -85,7 +85,11 @@ def draw_subjects(
 
 
 def photo_reader(
-    table: BoxTable, images: Path | None, max_pixels: int, warn: Callable[[str], None]
+    table: BoxTable,
+    images: Path | None,
+    max_pixels: int,
+    warn: Callable[[str], None],
+    exif: str = "auto",
 ) -> Callable[[str, tuple[int, int]], Picture | None]:
     """Return a function that reads a photograph for `draw_subjects`.
 
@@ -94,12 +98,13 @@ def photo_reader(
         images: The image folder, if it was given.
         max_pixels: Larger photographs are not decoded.
         warn: Told if there is no folder of photographs; masks are then drawn on grey.
+        exif: The setting `--exif`.
 
     Raises:
         MissingImageError: `images` was given, and holds none of the images.
     """
     try:
-        folder = find_images(table.path, table, images)
+        folder = find_images(table.path, table, images, exif)
     except MissingImageError as error:
         if images is not None:
             raise
@@ -108,7 +113,7 @@ def photo_reader(
 
     def read(name: str, image_hw: tuple[int, int]) -> Picture | None:
         try:
-            return decode_image(image_path(folder.root, name), image_hw, max_pixels)
+            return read_image(folder, name, image_hw, max_pixels)
         except BadImage:
             return None
 

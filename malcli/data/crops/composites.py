@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from malcli.data.images.decode import decode_image
-from malcli.data.images.find import ImageFolder, image_path
+from malcli.data.images.find import ImageFolder
+from malcli.data.images.read import read_image
 from malcli.errors import BadImage, DataFormatError
 from malcli.geometry.boxes import round_outward
 from malcli.geometry.rle import RleError, decode_rle, from_segmentation, rle_box
@@ -62,7 +62,7 @@ class Composites:
         masks: The same boxes with masks, matched by id; a `malcli_score` says which are good.
         folder: The images of `masks`.
         share: Of samples that are composites, in [0, 1].
-        max_pixels: As in `decode_image`.
+        max_pixels: As in `read_image`.
 
     Raises:
         DataFormatError: No mask, or none of a box of the table.
@@ -194,8 +194,8 @@ class Composites:
         rle = self._mask(donor)
         number = int(self.image[donor])
         try:
-            path = image_path(self.folder.root, self.names[number] or "")
-            image = decode_image(path, self.hw[number], self.max_pixels)
+            name = self.names[number] or ""
+            image = read_image(self.folder, name, self.hw[number], self.max_pixels)
         except BadImage:
             return None
         x, y, w, h = rle_box(rle)

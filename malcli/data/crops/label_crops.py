@@ -27,7 +27,8 @@ class Roi(NamedTuple):
 
     Attributes:
         row: Its row in the table.
-        image: (H, W, 3) uint8 RGB, shared by all boxes of the image.
+        image: (H, W, 3) uint8 RGB, shared by all boxes of the image; once its crop is made, an
+            array of that shape that takes no memory.
         roi: (4,) int64 x0 y0 x1 y1 of its crop, pixels; may leave the image.
         window: (4,) int64 x0 y0 x1 y1 of the pixels that its mask may take, inside the image and
             the RoI: the box rounded outward, or all of the RoI under `released`.
@@ -35,6 +36,7 @@ class Roi(NamedTuple):
         network_size: The class that the network is told, which may be `NO_SIZE`; None: `size`.
         pixels: (4,) int64 x0 y0 x1 y1 of the box's whole pixels; None: the window.
         overlap: Largest IoU of the box with another one of the image.
+        crop: (S, S, 3) uint8, where it was made ahead of its batch.
     """
 
     row: int
@@ -45,6 +47,7 @@ class Roi(NamedTuple):
     network_size: int | None = None
     pixels: NDArray[np.int64] | None = None
     overlap: float = 0.0
+    crop: NDArray[np.uint8] | None = None
 
     @property
     def image_hw(self) -> tuple[int, int]:
@@ -127,5 +130,19 @@ def crop_batch(
         memory = np.empty(count, dtype=np.uint8)
     crops_BSS3 = memory.reshape(-1)[:count].reshape(shape)
     for crop, roi in zip(crops_BSS3, rois, strict=True):
-        crop_roi(roi.image, roi.roi, crop_size, border, out=crop)
+        if roi.crop is None:
+            crop_roi(roi.image, roi.roi, crop_size, border, out=crop)
+        else:
+            crop[:] = roi.crop
     return crops_BSS3
+
+
+def cropped(roi: Roi, crop_size: int, border: str = "reflect") -> Roi:
+    """Return a RoI with its crop and without its image, which may be a hundred times as large."""
+    crop = np.array(crop_roi(roi.image, roi.roi, crop_size, border))
+    return without_image(roi)._replace(crop=crop)
+
+
+def without_image(roi: Roi) -> Roi:
+    """Return a RoI that holds no pixels; it still knows the image's size."""
+    return roi._replace(image=np.broadcast_to(np.uint8(0), roi.image.shape), crop=None)

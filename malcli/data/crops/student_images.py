@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from malcli.data.images.decode import decode_image
-from malcli.data.images.find import ImageFolder, image_path
+from malcli.data.images.find import ImageFolder
+from malcli.data.images.read import read_image
 from malcli.errors import BadImage
 from malcli.geometry.rle import decode_rle
 from malcli.records import Rle
@@ -98,8 +98,8 @@ class StudentImages:
         epoch, row = key
         hw = self.sizes_hw[row]
         try:
-            path = image_path(self.folder.root, self.names[row] or "")
-            pixels = decode_image(path, hw, self.max_pixels).transpose(2, 0, 1)
+            pixels = read_image(self.folder, self.names[row] or "", hw, self.max_pixels)
+            pixels = pixels.transpose(2, 0, 1)
         except BadImage:
             return _sample(row, np.zeros((3, *_some(hw)), np.uint8), readable=False)
         if self.targets is None:

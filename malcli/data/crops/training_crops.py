@@ -19,8 +19,8 @@ from torch.utils.data import Dataset
 from malcli.data.crops.augment import ViewOdds, draw_views
 from malcli.data.crops.box_mask import box_profiles
 from malcli.data.crops.composites import Composites
-from malcli.data.images.decode import decode_image
-from malcli.data.images.find import ImageFolder, image_path
+from malcli.data.images.find import ImageFolder
+from malcli.data.images.read import read_image
 from malcli.errors import BadImage
 from malcli.geometry.boxes import (
     clip_xyxy,
@@ -150,9 +150,7 @@ class TrainingCrops(Dataset[dict[str, NDArray[Any]]]):
         given, box = self.xyxy[row], clip_xyxy(self.xyxy[row], hw)
         made = None
         try:
-            image = decode_image(
-                image_path(self.folder.root, self.names[number] or ""), hw, rule.max_pixels
-            )
+            image = read_image(self.folder, self.names[number] or "", hw, rule.max_pixels)
             valid = 1.0
             if self.composites:
                 made = self.composites.draw(rng, row, image, box)

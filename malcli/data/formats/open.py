@@ -15,6 +15,7 @@ from malcli.data.boxtable.cache import cached
 from malcli.data.boxtable.json_stream import open_regular
 from malcli.data.boxtable.spill import spool
 from malcli.data.formats.registry import FORMATS, Sample, reader_of
+from malcli.data.images.find import frame_of
 from malcli.errors import ConfigError, DataFormatError
 from malcli.records import BoxTable, category_names
 from malcli.settings import nearest
@@ -24,7 +25,12 @@ EDGES = (1 << 16, 1 << 20)  # bytes at the start and the end that tell whose JSO
 
 
 def open_boxes(
-    path: Path, format: str | None = None, images: Path | None = None, *, with_masks: bool = True
+    path: Path,
+    format: str | None = None,
+    images: Path | None = None,
+    *,
+    with_masks: bool = True,
+    exif: str = "auto",
 ) -> BoxTable:
     """Read an annotation file, or what the cache kept of it.
 
@@ -33,6 +39,7 @@ def open_boxes(
         format: Its format's name; None: recognised from content.
         images: The image folder, for formats that state no sizes; None: looked up.
         with_masks: Read masks that lie in files of their own (Open Images'), too: a picture a box.
+        exif: The setting `--exif`: whose sizes count, of formats that state none.
 
     Raises:
         ConfigError: The format is unknown.
@@ -44,7 +51,7 @@ def open_boxes(
     takes = FORMATS[name].read_takes
     if "folder" in takes:
         return cached(path, name, partial(read, path))
-    options = {"images": images, "with_masks": with_masks}
+    options = {"images": images, "with_masks": with_masks, "frame": frame_of(exif, name)}
     return cast(BoxTable, read(path, **{key: options[key] for key in takes}))
 
 

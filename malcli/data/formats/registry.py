@@ -77,7 +77,8 @@ class Format:
         recognises: Returns whether a `Sample` is of this format.
         read: Reads a path, with the options that it takes: a BoxTable.
         read_takes: `images` (the folder; for formats that state no sizes), `with_masks` (of files
-            of their own), `folder` (where its columns stay, so that the table can be cached).
+            of their own), `folder` (where its columns stay, so that the table can be cached),
+            `frame` (whose sizes count where EXIF turns a photograph).
         write: Writes (path, table, batches of records), with the options that it takes; returns
             how many.
         write_takes: `images` (the folder, to link them), `polygons`, `lost` (counts what is left
@@ -207,7 +208,7 @@ _ALL = (
         name="openimages",
         recognises=Lazy("openimages.boxes.is_openimages"),
         read=Lazy("openimages.boxes.read_openimages"),
-        read_takes=("images", "with_masks"),
+        read_takes=("images", "with_masks", "frame"),
         write=Lazy("openimages.write.write_openimages"),
         write_takes=("lost",),
         kinds=(".csv",),
@@ -221,7 +222,7 @@ _ALL = (
         name="yolo",
         recognises=Lazy("yolo_read.is_yolo"),
         read=Lazy("yolo_read.read_yolo"),
-        read_takes=("images",),
+        read_takes=("images", "frame"),
         write=Lazy("yolo_write.write_yolo"),
         write_takes=("images", "polygons", "lost"),
         kinds=(".yaml", ".yml", ".txt"),

@@ -21,6 +21,7 @@ from malcli.data.boxtable.columns import take_boxes, take_images
 from malcli.data.boxtable.json_stream import open_regular
 from malcli.data.boxtable.spill import spool
 from malcli.data.formats.registry import Sample
+from malcli.data.images.decode import UPRIGHT
 from malcli.data.images.sizes import Found, read_sizes
 from malcli.errors import DataFormatError, MissingImageError
 from malcli.records import BoxTable, Record
@@ -61,12 +62,13 @@ def is_yolo(sample: Sample) -> bool:
     return folder.is_dir() and (any(folder.glob("*.yaml")) or any(folder.glob("*.yml")))
 
 
-def read_yolo(path: Path, images: Path | None = None) -> BoxTable:
+def read_yolo(path: Path, images: Path | None = None, *, frame: str = UPRIGHT) -> BoxTable:
     """Read the boxes and polygons of all splits; the table's path is the data set's folder.
 
     Args:
         path: data.yaml, or its folder.
         images: The folder that holds the image folders, if it is not data.yaml's.
+        frame: Whose sizes count, as in `read_size`: Ultralytics' are those of the picture as shown.
 
     Raises:
         DataFormatError: data.yaml or a label file cannot be understood.
@@ -83,7 +85,7 @@ def read_yolo(path: Path, images: Path | None = None) -> BoxTable:
             f"{dataset.file}: no image in {looked} of {root}; name the data set's folder with "
             "--images"
         )
-    sizes = read_sizes(root, names)
+    sizes = read_sizes(root, names, frame=frame)
     columns = spool(take_images([]).schema, _image_batches(names, sizes)).table
     boxes = spool(take_boxes([]).schema, _box_batches(dataset.root, names, sizes))
     categories = [{"id": number, "name": name} for number, name in dataset.names.items()]

@@ -1,17 +1,22 @@
-"""Finds the image folder, and in it each image; nothing outside the folder is opened.
+"""Finds the image folder, and in it each image.
 
-Knows nothing of boxes.
+No name leaves the folder: `..`, absolute paths and URLs are refused. Links that lie inside it are
+the user's own and are followed wherever they lead, since data sets keep sub-folders on other disks
+and exports link their photographs. Knows nothing of boxes.
 """
 
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from malcli.data.images.decode import STATED, STORED, UPRIGHT
+from malcli.data.images.health import Health
 from malcli.errors import BadImage, MissingImageError
 from malcli.records import BoxTable
 
@@ -37,27 +42,70 @@ class ImageFolder:
         root: The folder that `file_name` is relative to.
         found: How many of the first names are there.
         tried: How many were looked for.
+        frame: Which way round the boxes take a photograph with EXIF, as in `decode_image`.
+        shared: Last parts of names that several images have: those are never looked for elsewhere.
+        health: What became of the reads.
     """
 
     root: Path
     found: int
     tried: int
+    frame: str = STATED
+    shared: frozenset[str] = frozenset()
+    health: Health = field(default_factory=Health, compare=False)
 
 
-def find_images(annotation_path: Path, table: BoxTable, images: Path | None) -> ImageFolder:
+def frame_of(exif: str, format: str) -> str:
+    """Return the frame that the boxes of a format mean: `--exif`, or for `auto` the format's.
+
+    YOLO's labels are relative to the picture as shown, for so Ultralytics trains on it. Other
+    formats state a size, which tells; where it does not, photographs are taken as they are stored,
+    which is what torchvision's and pycocotools' users read.
+    """
+    if exif in (STORED, UPRIGHT):
+        return exif
+    return UPRIGHT if format == "yolo" else STATED
+
+
+def find_images(
+    annotation_path: Path,
+    table: BoxTable,
+    images: Path | None,
+    exif: str = "auto",
+    max_failures: float = 1.0,
+) -> ImageFolder:
     """Return the folder that has most of the table's first images.
 
     Args:
         annotation_path: The places are relative to its folder.
         table: For the file names.
         images: The only place, if given.
+        exif: The setting `--exif`.
+        max_failures: The setting `--max-failures`.
 
     Raises:
         MissingImageError: None of the images is in any of the places.
     """
     if images is None and table.path.is_dir():
         annotation_path = table.path
-    return find_folder(annotation_path, table.images["file_name"], images)
+    names = table.images["file_name"]
+    found = find_folder(annotation_path, names, images)
+    return ImageFolder(
+        found.root,
+        found.found,
+        found.tried,
+        frame_of(exif, table.format),
+        _shared(names),
+        Health.of(found.root, max_failures),
+    )
+
+
+def _shared(names: pa.ChunkedArray) -> frozenset[str]:
+    """Return the last parts that several different names have."""
+    last = pc.replace_substring_regex(pc.unique(names), r"(?s).*[/\\]", "")
+    counts = pc.value_counts(last)
+    values, number = counts.field("values"), counts.field("counts")
+    return frozenset(name for name in values.filter(pc.greater(number, 1)).to_pylist() if name)
 
 
 def find_folder(
@@ -105,7 +153,7 @@ def _is_there(root: Path, name: str) -> bool:
         return False
 
 
-def image_path(folder: Path, file_name: str) -> Path:
+def image_path(folder: Path, file_name: str, shared: frozenset[str] = frozenset()) -> Path:
     """Return the path of an image inside the folder.
 
     A name that is unique in its data set (COCO's, Objects365's, Open Images') is also looked for by
@@ -114,6 +162,7 @@ def image_path(folder: Path, file_name: str) -> Path:
     Args:
         folder: The image folder.
         file_name: As the annotation file says it: relative, perhaps with sub-folders.
+        shared: Last parts that are not unique in this data set: only their own place counts.
 
     Returns:
         The first of these that is there, else `folder / file_name`.
@@ -129,7 +178,13 @@ def image_path(folder: Path, file_name: str) -> Path:
         raise BadImage("no-image", f"{file_name!a} leaves the image folder; it is not opened")
     wanted = folder / plain
     if _UNIQUE.fullmatch(plain) and not os.path.isfile(wanted):
-        return next(filter(os.path.isfile, _other_places(folder, parts)), wanted)
+        found = next(filter(os.path.isfile, _other_places(folder, parts)), wanted)
+        if found != wanted and parts[-1] in shared:
+            raise BadImage(
+                "no-image",
+                f"{wanted}: no such file; {found} may be another record's image of that name",
+            )
+        return found
     return wanted
 
 

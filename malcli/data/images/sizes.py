@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from malcli.data.boxtable.cache import FAILURES, cache_folder, entry_name
-from malcli.data.images.decode import read_size
+from malcli.data.images.decode import OF_THE_FILE, STORED, UPRIGHT, machine_failed, read_size
 from malcli.data.images.find import image_path
 from malcli.errors import BadImage, MalcliError
 from malcli.files import replacing
@@ -37,7 +37,7 @@ class Found(NamedTuple):
 
     Attributes:
         name: Where it lies in the folder; None if it is not there.
-        height: Pixels, before any rotation; None if it cannot be read.
+        height: Pixels, in the frame asked for; None if it cannot be read.
         width: As height.
     """
 
@@ -54,7 +54,11 @@ class _Known(NamedTuple):
 
 
 def read_sizes(
-    root: Path, names: list[str], suffixes: tuple[str, ...] = ("",), threads: int = THREADS
+    root: Path,
+    names: list[str],
+    suffixes: tuple[str, ...] = ("",),
+    threads: int = THREADS,
+    frame: str = STORED,
 ) -> list[Found]:
     """Return where each image lies, and its size.
 
@@ -63,20 +67,28 @@ def read_sizes(
         names: File names relative to it, without suffix where `suffixes` are given.
         suffixes: Endings to try, in order.
         threads: Threads that open files.
+        frame: `upright`: of the picture as EXIF shows it; others: as it is stored.
+
+    Raises:
+        RunError: The machine failed.
     """
-    kept = _load(root) if len(names) >= WORTH else {}
+    kept = _load(root, frame) if len(names) >= WORTH else {}
     fresh: dict[str, _Known] = {}
 
     def look(name: str) -> Found:
         for path, place in _places(root, name, suffixes):
             try:
                 status = os.stat(path)
-            except (OSError, ValueError):
+            except OSError as error:
+                if error.errno not in OF_THE_FILE:
+                    raise machine_failed(path, error) from None
+                continue
+            except ValueError:
                 continue
             known = kept.get(place)
             if known is None or known[:2] != (status.st_size, status.st_mtime_ns):
                 try:
-                    known = _Known(status.st_size, status.st_mtime_ns, *read_size(path))
+                    known = _Known(status.st_size, status.st_mtime_ns, *read_size(path, frame))
                 except BadImage as error:
                     return Found(place if error.status == "bad-image" else None)
                 fresh[place] = known
@@ -88,7 +100,7 @@ def read_sizes(
         for begin in range(0, len(names), CHUNK):
             found += pool.map(look, names[begin : begin + CHUNK])
     if len(names) >= WORTH and fresh:
-        _keep(root, kept | fresh)
+        _keep(root, frame, kept | fresh)
     return found
 
 
@@ -100,9 +112,9 @@ def _places(root: Path, name: str, suffixes: tuple[str, ...]) -> Iterator[tuple[
             yield path, path.relative_to(root).as_posix()
 
 
-def _load(root: Path) -> dict[str, _Known]:
+def _load(root: Path, frame: str) -> dict[str, _Known]:
     """Return the sizes that are kept of a folder; any failure means none."""
-    folder = cache_folder("sizes")
+    folder = cache_folder("upright-sizes" if frame == UPRIGHT else "sizes")
     if folder is None:
         return {}
     try:
@@ -114,8 +126,8 @@ def _load(root: Path) -> dict[str, _Known]:
         return {}
 
 
-def _keep(root: Path, sizes: dict[str, _Known]) -> None:
-    folder = cache_folder("sizes")
+def _keep(root: Path, frame: str, sizes: dict[str, _Known]) -> None:
+    folder = cache_folder("upright-sizes" if frame == UPRIGHT else "sizes")
     if folder is None:
         return
     with contextlib.suppress(*FAILURES, MalcliError):

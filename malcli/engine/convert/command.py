@@ -92,7 +92,9 @@ def convert_annotations(config: ConvertConfig) -> ConvertResult:
     from_ = config.from_ or recognise(config.src)
     outputs = to.outputs(config.dst)
     _refuse_source(inputs_of(config.src, from_), outputs, to)
-    table = open_boxes(config.src, from_, config.images, with_masks=not config.boxes_only)
+    table = open_boxes(
+        config.src, from_, config.images, with_masks=not config.boxes_only, exif=config.exif
+    )
     _report(table.problems)
     dst = outputs[0]
     if unchanged := any(map(_is_there, outputs)) and not config.overwrite:

@@ -38,7 +38,7 @@ def draw_galleries(
     """
     chosen = {} if comparison is None else _changed(comparison)
     chosen |= _chosen(sides, scored)
-    read = photo_reader(sides.table, config.images, config.max_pixels, log)
+    read = photo_reader(sides.table, config.images, config.max_pixels, log, config.exif)
     return {
         title: draw_subjects([_subject(int(n), sides, scored, comparison) for n in rows], read)
         for title, rows in chosen.items()

@@ -117,7 +117,9 @@ def read_sides(config: EvalConfig) -> Sides:
     log(f"eval: reading {config.gt}")
     problems = Problems()
     table = select(
-        open_boxes(config.gt, config.format, config.images), config.categories, config.limit
+        open_boxes(config.gt, config.format, config.images, exif=config.exif),
+        config.categories,
+        config.limit,
     )
     frame = read_frame(table, config.categories, config.limit)
     human = read_human(table, frame, problems)

@@ -105,12 +105,12 @@ def fit(config: FitConfig) -> FitResult:
     run, continued = run_folder.choose_run(config)
     accelerator.wait_for_everyone()  # before the first process makes the folder
     table = select(
-        open_boxes(config.data, config.format, config.images, with_masks=False),
+        open_boxes(config.data, config.format, config.images, with_masks=False, exif=config.exif),
         config.categories,
         config.limit,
     )
     rows = _rows(config, table)
-    folder = find_images(config.data, table, config.images)
+    folder = find_images(config.data, table, config.images, config.exif, config.max_failures)
     crops = TrainingCrops(table, folder, _rule(config), _composites(config, table))
     with StopFlag() as stop, failures_named(run):
         with _flush_denormals():
@@ -172,6 +172,8 @@ def validate(
                 checkpoint=run / CHECKPOINT_NAME,
                 device=config.device,
                 max_pixels=config.max_pixels,
+                exif=config.exif,
+                max_failures=config.max_failures,
                 bootstrap=0,
             )
         ).to_json()
@@ -191,6 +193,7 @@ def save_thresholds(
             device=config.device,
             workers=config.workers,
             max_pixels=config.max_pixels,
+            exif=config.exif,
         ),
         loaded,
         table,
@@ -234,7 +237,7 @@ def _composites(config: FitConfig, table: BoxTable) -> Composites | None:
     if config.paste is None:
         return None
     masks = open_boxes(config.paste, None, config.images)
-    folder = find_images(config.paste, masks, config.images)
+    folder = find_images(config.paste, masks, config.images, config.exif, config.max_failures)
     return Composites(table, masks, folder, config.paste_share, config.max_pixels)
 
 

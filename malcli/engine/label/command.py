@@ -25,11 +25,26 @@ from malcli.engine.label.estimate import estimate, remember_rate, warn_of_space
 from malcli.engine.label.job import Job, Manifest
 from malcli.engine.label.overlaps import settle_contested
 from malcli.engine.label.parts import Outcome, PartFolder, merge, missing_error
+from malcli.engine.label.retry import (
+    identity,
+    is_retry,
+    kept_outcomes,
+    reopen,
+    retried_boxes,
+    tell_retried,
+)
 from malcli.engine.label.settings import batch_size_of, checked_out, result_settings, share_of
 from malcli.engine.label.siblings import Siblings
 from malcli.engine.machine.clock import Clock
 from malcli.engine.machine.signals import StopFlag, command_of
-from malcli.errors import DataFormatError, Interrupted, MalcliError, OutputError, RunError
+from malcli.errors import (
+    ConfigError,
+    DataFormatError,
+    Interrupted,
+    MalcliError,
+    OutputError,
+    RunError,
+)
 from malcli.model.locate import locate_checkpoint, preset_of
 from malcli.records import NO_MEMORY, UNUSABLE_REASONS, Problems, skipped
 from malcli.report.html import check_page
@@ -122,8 +137,11 @@ def label(config: LabelConfig) -> LabelResult:
     settings = result_settings(config)
     share = share_of(config.shard)
     batch_size_of(config)
+    if config.merge and config.retry_skipped:
+        raise ConfigError("--retry-skipped labels boxes, which --merge does not; leave one out")
     if config.dry_run:
-        return _dry_run(config)
+        # It decides nothing, so that it reports whatever number of images is missing.
+        return _dry_run(dataclasses.replace(config, max_failures=1.0))
     with StopFlag() as stop:
         return _Start(config, settings, share, stop).run()
 
@@ -153,6 +171,7 @@ class _Start:
         self.share = share
         self.stop = stop
         self._loaded: Checkpoint | None = None
+        self._retried: tuple[int, ...] | None = None  # the output as it was before a retry
         self.out = checked_out(config)
         if config.report:
             check_page(config.report, [config.boxes, config.checkpoint], config.overwrite)
@@ -162,8 +181,16 @@ class _Start:
     def run(self) -> LabelResult:
         job = self._job()
         if jobs.is_finished(self.out, job):
-            log(f"{self.out}: this job was finished before; nothing to label")
-            return self._finished(job)
+            counts = (jobs.read_stamp(self.out) or {}).get("counts", {})
+            if not self.config.retry_skipped or not retried_boxes(counts):
+                what = "retry" if self.config.retry_skipped else "label"
+                log(f"{self.out}: this job was finished before; nothing to {what}")
+                return self._finished(job)
+            self._retried = identity(self.out)
+            if not is_retry(self.out):
+                jobs.remove_parts_of(self.out, job)  # left by a kill after the merge
+        elif self.config.retry_skipped:
+            log(f"{self.out}: not finished yet, which comes before --retry-skipped")
         manifest = jobs.find_unfinished(job, self.out, self.config.overwrite)
         if self.config.resume and manifest is None:
             log(f"{self.out}: nothing to resume; starting")
@@ -181,6 +208,8 @@ class _Start:
             inputs.refuse_problems(table.path, table.problems)
         parts = PartFolder(jobs.parts_path(self.out), table)
         mine = [] if self.config.merge else list(range(len(parts)))[self.share]
+        if manifest is None and self._retried:
+            manifest = self._reopen(job, parts)
         if manifest is None and folder and (mine or not len(parts)):
             manifest = self._begin(job, parts, folder)
             if jobs.is_finished(self.out, job):
@@ -208,7 +237,8 @@ class _Start:
             return self._end(job, manifest, parts, mine)
         except (OSError, MalcliError) as error:
             # Another process of the job may have merged meanwhile, and removed the parts.
-            if jobs.is_finished(self.out, job):
+            merged = self._retried is None or self._retried != identity(self.out)
+            if merged and jobs.is_finished(self.out, job):
                 log(f"{self.out}: finished")
                 return self._finished(job)
             if isinstance(error, OSError | OutputError):
@@ -228,7 +258,7 @@ class _Start:
                 job = jobs.job_to_merge(config, self.out)
             kept: dict[str, Any] = {
                 n: job.settings.get(n) for n in ("categories", "limit", "format")
-            }
+            } | {"exif": job.settings.get("exif", "auto")}
             self.config = dataclasses.replace(config, **kept)
             return job
         checkpoint = self.result.checkpoint = locate_checkpoint(config.checkpoint)
@@ -250,6 +280,7 @@ class _Start:
         self.result.merged = True
         self.result.counts = dict((jobs.read_stamp(self.out) or {}).get("counts", {}))
         self._refuse_bad(self.result.counts)
+        tell_retried(self.config, self.result.counts)
         if self.config.review or self.config.report:
             from malcli.engine.label.review import write_extras
 
@@ -286,6 +317,14 @@ class _Start:
             raise
         return manifest
 
+    def _reopen(self, job: Job, parts: PartFolder) -> Manifest:
+        """Make the finished job an unfinished one that lacks the boxes to retry."""
+        from malcli.engine.label.batch_size import with_largest_batch
+
+        with self.clock.cpu("read"), self.stop.at_once():
+            manifest = reopen(self.config, job, self.out, parts)
+        return with_largest_batch(self.config, manifest, self._checkpoint())
+
     def _checkpoint(self) -> "Checkpoint":
         """Load the checkpoint once, and say which it is and what is known of its quality."""
         if self._loaded is None:
@@ -318,6 +357,7 @@ class _Start:
         shard = range(len(parts))[share_of(self.config.shard, {})]
         siblings = Siblings(parts, set(shard) - set(mine))
         total, own, left = (sum(len(parts.rows(i)) for i in some) for some in (shard, mine, todo))
+        left -= sum(len(kept_outcomes(parts, index)) for index in todo)
         log(f"label: {len(parts.present())} of {len(parts)} parts are done, {len(todo)} left here")
         start = time.monotonic()
         try:
@@ -341,11 +381,14 @@ class _Start:
         progress: Progress,
     ) -> Manifest:
         """Label and commit a part; return the manifest, with a smaller batch if memory ran out."""
+        kept = kept_outcomes(parts, index)
         rows = parts.rows(index)
+        rows = rows[~np.isin(rows, [one.row for one in kept])]
         while (outcomes := self._outcomes(parts, rows, manifest, pipeline, progress)) is None:
             smaller = max(1, manifest.batch_size // 2)
             log(f"label: {manifest.batch_size} crops a batch need too much memory; now {smaller}")
             manifest = jobs.with_batch_size(self.out, manifest, smaller)
+        outcomes += kept
         if self.config.overlaps != "keep":
             with self.clock.cpu("paste"):
                 images = parts.table.take(np.array([one.row for one in outcomes]), "image")

@@ -304,6 +304,11 @@ def manifest_at_work(out: Path, manifest: Manifest) -> Manifest:
     return found
 
 
+def write_manifest_to(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest into a folder that no other process knows yet."""
+    (folder / MANIFEST).write_text(_text(manifest), encoding="utf-8")
+
+
 def with_batch_size(out: Path, manifest: Manifest, batch_size: int) -> Manifest:
     """Record a smaller batch, for the parts to come.
 

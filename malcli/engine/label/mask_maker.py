@@ -8,7 +8,7 @@ Shape suffixes: B crops, C channels, S crop pixels, G score grid.
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -18,38 +18,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from malcli.data.crops.label_crops import Roi, crop_batch, image_rois
+from malcli.data.crops.label_crops import Roi, crop_batch, cropped, image_rois, without_image
 from malcli.engine.label.crop_sizes import same_sided, side_of
+from malcli.engine.label.masks import evidence_of, mask_of, mean_inside, outcome_of
 from malcli.engine.label.parts import Outcome
+from malcli.engine.label.pixel_budget import PixelBudget
 from malcli.engine.label.predictor import Predictor
 from malcli.engine.machine.clock import Clock
+from malcli.engine.machine.failures import is_out_of_memory
 from malcli.errors import RunError
-from malcli.geometry.areas import paste_majority
-from malcli.geometry.boxes import roi_frame
-from malcli.geometry.crops import paste_mask, resize
-from malcli.geometry.released import paste_bilinear
-from malcli.geometry.rle import empty_rle, encode_crop
-from malcli.metrics.confidence import evidence, predict_iou
-from malcli.records import NO_MEMORY, STATUS_EMPTY, STATUS_OK, skipped
+from malcli.metrics.confidence import predict_iou
+from malcli.records import NO_MEMORY, skipped
 
-EVIDENCE_SIDE = 32  # the score's weights were fitted at this side; finer maps only cost time
-FINISHED_AT_ONCE = 8  # boxes whose masks are in memory together: of large images they are large
+SCORED_AT_ONCE = 8  # boxes
+LARGE_IMAGE = 1 << 19  # pixels; of a larger one, few crops are made at once and it is let go
 BATCHES_AHEAD = 2  # cropped before and encoded after the batch in the network
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
-Batch = tuple[list[Roi], list[Tensor], NDArray[np.uint8]]  # with its maps and crops
-
-
-def evidence_of(
-    rois: Sequence[Roi], prob_BGG: NDArray[np.float32]
-) -> dict[str, NDArray[np.float64]]:
-    """Return what the scores of boxes are made of, read at a side of `EVIDENCE_SIDE` at most."""
-    side = min(prob_BGG.shape[-1], EVIDENCE_SIDE)
-    coarse_BGG = np.stack([resize(prob_GG, (side, side)) for prob_GG in prob_BGG])
-    roi_B4, window_B4 = (np.stack([getattr(roi, key) for roi in rois]) for key in ("roi", "window"))
-    box_B4 = roi_frame(window_B4.astype(np.float64), roi_B4)
-    return evidence(coarse_BGG, box_B4, np.array([roi.overlap for roi in rois]))
+Batch = tuple[list[Roi], list[Tensor], NDArray[np.uint8] | None]  # with its maps and crops
 
 
 class _OneThread:
@@ -95,6 +82,7 @@ class MaskMaker:
         self.rule = predictor.rule
         self.clock = clock
         self.workers = workers
+        self.budget = PixelBudget()
         self._pool = ThreadPoolExecutor(workers, "malcli") if workers else None
         self._free: list[NDArray[np.uint8]] = []  # crops that are done with
         _one_thread.begin()
@@ -108,9 +96,12 @@ class MaskMaker:
     def rois(
         self, image: NDArray[np.uint8], rows: NDArray[np.int64], xywh: NDArray[np.float64]
     ) -> list[Roi]:
-        """Return the RoIs of an image's boxes, with the arguments of `image_rois`."""
+        """Return the RoIs of an image's boxes, with the arguments of `image_rois`.
+
+        If their crops are smaller than the image, they are made here and it is let go.
+        """
         with self.clock.cpu("crop"):
-            return image_rois(
+            rois = image_rois(
                 image,
                 rows,
                 xywh,
@@ -118,6 +109,7 @@ class MaskMaker:
                 self.rule.geometry,
                 self.predictor.size_classes,
             )
+            return self._lightened(rois, image.shape[0] * image.shape[1])
 
     def label(self, rois: Iterable[Roi], batch_size: int) -> Iterator[list[Outcome]]:
         """Yield what became of each of the RoIs, batch by batch, in no fixed order.
@@ -140,30 +132,47 @@ class MaskMaker:
         batches = same_sided(rois, self.rule.sides, batch_size)
         return map(self._predict, self.ahead(self._crop, batches, BATCHES_AHEAD))
 
-    def _crop(self, rois: list[Roi]) -> tuple[list[Roi], NDArray[np.uint8]]:
+    def _lightened(self, rois: list[Roi], pixels: int) -> list[Roi]:
+        """Return the RoIs with their crops, and without the image, if that is smaller."""
+        sides = [side_of(roi, self.rule.sides) for roi in rois]
+        if pixels <= LARGE_IMAGE or sum(side * side for side in sides) >= pixels:
+            return rois
+        return [cropped(*each, self.rule.border) for each in zip(rois, sides, strict=True)]
+
+    def _crop(self, rois: list[Roi]) -> tuple[list[Roi], NDArray[np.uint8] | None]:
+        """Return a batch's crops; None if memory does not suffice."""
+        light = [without_image(roi) for roi in rois]
         with self.clock.cpu("crop"):
             side = side_of(rois[0], self.rule.sides)
             try:
                 memory = self._free.pop()
             except IndexError:  # asking first would race with the other threads
                 memory = None
-            return rois, crop_batch(rois, side, self.rule.border, memory)
+            try:
+                return light, crop_batch(rois, side, self.rule.border, memory)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                return light, None
 
-    def _predict(self, batch: tuple[list[Roi], NDArray[np.uint8]]) -> Batch:
+    def _predict(self, batch: tuple[list[Roi], NDArray[np.uint8] | None]) -> Batch:
         """Return the network's maps; none if the device cannot hold even one crop."""
         rois, crops_BSS3 = batch
         with self.clock.wall("network"):
             try:
-                return rois, self.predictor(crops_BSS3, rois), crops_BSS3
-            except torch.OutOfMemoryError:
-                if len(rois) > 1:
+                if crops_BSS3 is not None:
+                    return rois, self.predictor(crops_BSS3, rois), crops_BSS3
+            except Exception as error:
+                if not is_out_of_memory(error):
                     raise
-                return rois, [], crops_BSS3
+        if len(rois) > 1:  # not in the handler, whose traceback holds the tensors
+            raise torch.OutOfMemoryError(f"a batch of {len(rois)} crops")
+        return rois, [], None
 
     def _finish(self, batch: Batch) -> list[Outcome]:
         """Return the outcome of each box of a batch."""
         rois, maps, crops_BSS3 = batch
-        if not maps:
+        if not maps or crops_BSS3 is None:
             return [Outcome(roi.row, skipped(NO_MEMORY)) for roi in rois]
         with self.clock.wall("network"):
             arrays = [maps[0].float().cpu().numpy()]
@@ -174,66 +183,36 @@ class MaskMaker:
                 "else the checkpoint is damaged"
             )
         outcomes: list[Outcome] = []
-        for begin in range(0, len(rois), FINISHED_AT_ONCE):
-            some = slice(begin, begin + FINISHED_AT_ONCE)
-            outcomes += self._outcomes(rois[some], [array[some] for array in arrays])
+        for begin in range(0, len(rois), SCORED_AT_ONCE):
+            some = slice(begin, begin + SCORED_AT_ONCE)
+            with self.clock.cpu("paste"):
+                scores = self._scores(rois[some], arrays[0][some])
+            boxes = zip(rois[some], scores, *(array[some] for array in arrays), strict=True)
+            outcomes += [self._outcome(*box) for box in boxes]
         self._free.append(crops_BSS3)
         return outcomes
 
-    def _outcomes(self, rois: list[Roi], maps: list[NDArray[Any]]) -> list[Outcome]:
-        """Return boxes' masks and scores."""
-        with self.clock.cpu("paste"):
-            masks = [self._mask(*each) for each in zip(rois, *maps, strict=True)]
-            areas = [int(np.count_nonzero(mask)) for mask in masks]
-            scores = self._scores(rois, maps[0], masks)
-        with self.clock.cpu("encode"):
-            return [self._outcome(*each) for each in zip(rois, masks, areas, scores, strict=True)]
+    def _scores(self, rois: list[Roi], prob_BGG: NDArray[np.float32]) -> list[float | None]:
+        """Return the estimated IoUs of masks; None under `released`, which asks the mask."""
+        if self.rule.geometry == "released":
+            return [None] * len(rois)
+        return [float(score) for score in predict_iou(evidence_of(rois, prob_BGG))]
 
-    def _mask(
-        self, roi: Roi, prob_GG: NDArray[np.float32], refined_SS: NDArray[np.uint8] | None = None
-    ) -> NDArray[np.bool_]:
-        """Return a box's mask, (h, w) of its window."""
-        released = self.rule.geometry == "released"
-        if refined_SS is None:
-            paste = paste_bilinear if released else paste_mask
-            mask: NDArray[np.bool_] = (
-                paste(prob_GG, roi.roi, roi.window) > self.rule.threshold[roi.size]
-            )
-            return mask
-        if released:
-            half: NDArray[np.bool_] = (
-                paste_bilinear(refined_SS.astype(np.float32), roi.roi, roi.window) > 0.5
-            )
-            return half
-        return paste_majority(refined_SS, roi.roi, roi.window)
-
-    def _scores(
-        self,
-        rois: list[Roi],
-        prob_BGG: NDArray[np.float32],
-        masks: list[NDArray[np.bool_]],
-    ) -> list[float]:
-        """Return the estimated IoUs of masks, or under `released` their mean probabilities."""
-        if self.rule.geometry != "released":
-            score_B = predict_iou(evidence_of(rois, prob_BGG))
-            return [float(score) for score in score_B]
-        pasted = [
-            paste_bilinear(prob_GG, roi.roi, roi.window)
-            for prob_GG, roi in zip(prob_BGG, rois, strict=True)
-        ]
-        return [
-            float(prob[mask].mean(dtype=np.float64)) if mask.any() else 0.0
-            for prob, mask in zip(pasted, masks, strict=True)
-        ]
-
-    def _outcome(self, roi: Roi, mask: NDArray[np.bool_], area: int, score: float) -> Outcome:
-        """Return what becomes of a box."""
-        score = round(score, 6)
-        if not area or score < self.rule.min_score:
-            counts = empty_rle(roi.image_hw)["counts"]
-            return Outcome(roi.row, STATUS_EMPTY, *roi.image_hw, counts, 0, 0.0)
-        rle = encode_crop(mask, int(roi.window[0]), int(roi.window[1]), roi.image_hw)
-        return Outcome(roi.row, STATUS_OK, *roi.image_hw, rle["counts"], area, score)
+    def _outcome(self, roi: Roi, score: float | None, *maps: NDArray[Any]) -> Outcome:
+        """Return what becomes of a box; one mask at a time, since it may be gigabytes."""
+        x0, y0, x1, y1 = roi.window.tolist()
+        try:
+            with self.budget.hold((x1 - x0) * (y1 - y0)):
+                with self.clock.cpu("paste"):
+                    mask = mask_of(self.rule, roi, *maps)
+                    area = int(np.count_nonzero(mask))
+                    score = mean_inside(maps[0], roi, mask) if score is None else score
+                with self.clock.cpu("encode"):
+                    return outcome_of(self.rule, roi, mask, area, score)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return Outcome(roi.row, skipped(NO_MEMORY))
 
     def ahead(
         self, work: Callable[[Item], Made], items: Iterable[Item], count: int

@@ -205,6 +205,16 @@ class PartFolder:
                 yield _sorted([reader.read_all()])
             file.unlink()
 
+    def outcomes(self, index: int) -> list[Outcome]:
+        """Return what became of the boxes of a part, or of those that its file holds.
+
+        Raises:
+            ValueError: It is damaged.
+            OSError: It cannot be read.
+            OutputError: It is another job's.
+        """
+        return [Outcome(**row) for row in self._read(index).to_pylist()]
+
     def _read(self, index: int) -> pa.Table:
         """Return a part of this job.
 

@@ -3,17 +3,18 @@
 Also opens the network for both. Knows nothing of outputs.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from malcli.config.label import LabelConfig
 from malcli.data.crops.label_crops import Roi
-from malcli.data.images.decode import decode_image
-from malcli.data.images.find import ImageFolder, image_path
-from malcli.engine.inputs import workers_of
+from malcli.data.images.find import ImageFolder
+from malcli.data.images.read import read_image
+from malcli.engine.inputs import UNSETTLED, workers_of
 from malcli.engine.label.crop_sizes import crop_sides
 from malcli.engine.label.job import Manifest
 from malcli.engine.label.mask_maker import Batch, MaskMaker
@@ -100,6 +101,15 @@ def open_predictor(
     return Predictor(checkpoint, rule, device, choose_precision(precision, device), compiled)
 
 
+class Opened(NamedTuple):
+    """An image: the RoIs of its boxes, or no RoIs, their rows and why they are lost."""
+
+    rois: list[Roi]
+    rows: NDArray[np.int64]
+    error: BadImage | None = None
+    told: Sequence[str] = ()
+
+
 class Pipeline:
     """Labels boxes of a table.
 
@@ -168,27 +178,25 @@ class Pipeline:
             if end > begin:
                 yield int(image[begin]), rows[begin:end]
 
-    def _decode(
-        self, job: tuple[int, NDArray[np.int64]]
-    ) -> tuple[list[Roi], NDArray[np.int64], BadImage | None]:
-        """Return the RoIs of an image's boxes, or no RoIs, the rows and why they are lost."""
+    def _decode(self, job: tuple[int, NDArray[np.int64]]) -> Opened:
+        """Return the RoIs of an image's boxes."""
         number, rows = job
         record = self.table.images.slice(number, 1).to_pylist()[0]
         name, hw = record["file_name"], (record["height"], record["width"])
-        with self.clock.cpu("decode"):
-            try:
-                image = decode_image(image_path(self.folder.root, name), hw, self.rule.max_pixels)
-            except BadImage as error:
-                return [], rows, error
-        return self._maker.rois(image, rows, self.table.xywh(rows)), rows, None
+        told: list[str] = []
+        with self._maker.budget.hold(min(hw[0] * hw[1], self.rule.max_pixels)):
+            with self.clock.cpu("decode"):
+                try:
+                    image = read_image(self.folder, name, hw, self.rule.max_pixels, told)
+                except BadImage as error:
+                    return Opened([], rows, error, told)
+            return Opened(self._maker.rois(image, rows, self.table.xywh(rows)), rows, None, told)
 
-    def _rois(
-        self,
-        images: Iterable[tuple[list[Roi], NDArray[np.int64], BadImage | None]],
-        lost: list[Outcome],
-    ) -> Iterator[Roi]:
+    def _rois(self, images: Iterable[Opened], lost: list[Outcome]) -> Iterator[Roi]:
         """Yield the RoIs of all images; boxes of unreadable ones go to `lost`."""
-        for rois, rows, error in images:
+        for rois, rows, error, told in images:
+            for line in told:
+                self.table.problems.add(UNSETTLED, line)
             yield from rois
             if error:
                 self.table.problems.add(f"{error.status}-file", str(error))

@@ -1,6 +1,8 @@
 """What the first start of a labelling job decides for all others."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from malcli.config.label import LabelConfig
 from malcli.data.images.find import ImageFolder
@@ -10,7 +12,34 @@ from malcli.engine.label.parts import PartFolder
 from malcli.engine.label.settings import auto_batch, batch_size_of
 from malcli.engine.label.thresholds import auto_thresholds
 from malcli.engine.machine.processes import choose_device, choose_precision
+from malcli.errors import OutputError
 from malcli.model.checkpoint import Checkpoint
+
+
+def manifest_of_output(
+    config: LabelConfig, job: Job, parts: PartFolder, stamp: Mapping[str, Any]
+) -> Manifest:
+    """Return the manifest of a finished job: what its output says of itself decides again.
+
+    Raises:
+        OutputError: It does not say it.
+        ConfigError: The device is not there.
+    """
+    try:
+        small, medium, large = (float(value) for value in stamp["threshold"])
+        crop_size, precision = stamp["crop_size"], str(stamp["precision"])
+    except (KeyError, TypeError, ValueError):
+        raise OutputError("the output does not say how it was made; use --overwrite") from None
+    device = choose_device(config.device)
+    return Manifest(
+        job=job,
+        boxes=parts.table.boxes.num_rows,
+        parts=len(parts),
+        batch_size=batch_size_of(config) or auto_batch(device.type, crop_size),
+        precision=precision,
+        threshold=(small, medium, large),
+        crop_size=crop_size,
+    )
 
 
 def first_manifest(

@@ -89,8 +89,10 @@ def write_report(
         "The surest": heapq.nlargest(SHOWN, labelled),
         "Random": [labelled[int(place)] for place in sorted(chosen)],
     }
-    table_of_input = open_boxes(config.boxes, config.format, config.images, with_masks=False)
-    read = photo_reader(table_of_input, config.images, config.max_pixels, log)
+    table_of_input = open_boxes(
+        config.boxes, config.format, config.images, with_masks=False, exif=config.exif
+    )
+    read = photo_reader(table_of_input, config.images, config.max_pixels, log, config.exif)
     galleries: dict[str, list[Example]] = {
         title: draw_subjects([_subject(table, one) for one in scored], read)
         for title, scored in picked.items()

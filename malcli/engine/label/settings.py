@@ -42,6 +42,7 @@ def result_settings(config: LabelConfig) -> dict[str, Any]:
     """
     names = names_of(LabelConfig, "result", "selection")
     values = {name: getattr(config, name) for name in names}
+    values["exif"] = None if config.exif == "auto" else config.exif
     values["compile"] = config.compile or None  # rounds otherwise; jobs that came before lack it
     if config.threshold is not None:
         is_auto = config.threshold == AUTO

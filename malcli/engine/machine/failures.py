@@ -1,4 +1,4 @@
-"""Failures of the machine in the middle of a fit, said in one line with the remedy.
+"""Failures of the machine: memory that runs out, and a fit's, said in one line with the remedy.
 
 Knows the libraries' ways of saying them: none has an exception of its own but a GPU's memory.
 """
@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import torch
 
 from malcli.errors import RunError
@@ -19,6 +20,7 @@ from malcli.files import FAILING, write_error
 NO_MEMORY = (
     "DefaultCPUAllocator", "out of memory", "ALLOC_FAILED", "bad_alloc", "can't start new thread",
     "Cannot allocate memory", "could not create a memory", "could not create a scratchpad",
+    "Insufficient memory",
 )  # fmt: skip
 NO_PRIMITIVE = re.compile(r"could not (create|execute) a primitive(?! descriptor)")
 MEMORY_REMEDY = (
@@ -41,6 +43,11 @@ def failures_named(run: Path) -> Iterator[None]:
     """
     try:
         yield
+    except RunError as error:  # of a process that reads images: torch puts its traceback before it
+        before, _, said = str(error).rstrip().rpartition(f"{RunError.__name__}: ")
+        if LOST_READER[0] not in before:
+            raise
+        raise RunError(f"{run}: {said}") from None
     except (MemoryError, RuntimeError) as error:
         told = _told(error)
         if told is None:
@@ -59,7 +66,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     text = str(error)
-    said = isinstance(error, RuntimeError) and (
+    said = isinstance(error, RuntimeError | cv2.error) and (
         _has(text, NO_MEMORY) or NO_PRIMITIVE.search(text) is not None
     )
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or said

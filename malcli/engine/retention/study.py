@@ -33,7 +33,7 @@ from malcli.engine.eval.read_instances import (
 )
 from malcli.engine.inputs import check_headers
 from malcli.engine.label.job import hash_input
-from malcli.errors import DataFormatError, OutputError
+from malcli.errors import BadImage, DataFormatError, OutputError
 from malcli.files import hash_file, replacing
 from malcli.geometry.boxes import clip_xyxy, xywh_to_xyxy
 from malcli.geometry.rle import area
@@ -266,10 +266,10 @@ def _readable_images(
 ) -> NDArray[np.bool_]:
     """Return which images have a header as stated; the others are counted on stderr."""
     wrong = [error for part in check_headers(table, folder, config.max_pixels, 4) for error in part]
-    bad = [str(error) for error in wrong if error is not None]
+    bad = [str(error) for error in wrong if isinstance(error, BadImage)]
     if bad:
         log(f"retention: {len(bad)} images cannot be used, such as {bad[0]}")
-    return np.array([error is None for error in wrong], dtype=bool)
+    return np.array([not isinstance(error, BadImage) for error in wrong], dtype=bool)
 
 
 def _open(config: RetentionConfig, path: Path) -> tuple[BoxTable, Frame, Problems]:

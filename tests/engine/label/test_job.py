@@ -100,7 +100,8 @@ def test_another_checkpoint_is_named_by_file_and_hash(tmp_path, monkeypatch):
 # Settings that change no mask: what the machine does, and what is written beside the masks.
 FREE = {
     "images", "out", "shard", "merge", "dry_run", "resume", "overwrite", "batch_size", "review",
-    "report", "strict", "seed", "workers", "device", "num_processes",
+    "report", "strict", "seed", "workers", "device", "num_processes", "max_failures",
+    "retry_skipped",
 }  # fmt: skip
 
 

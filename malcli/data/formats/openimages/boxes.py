@@ -32,6 +32,7 @@ from malcli.data.formats.openimages.masks import (
     split_of,
 )
 from malcli.data.formats.registry import Sample
+from malcli.data.images.decode import STORED
 from malcli.data.images.find import find_folder
 from malcli.data.images.sizes import Found, read_sizes
 from malcli.errors import DataFormatError, MissingImageError
@@ -53,13 +54,16 @@ def is_openimages(sample: Sample) -> bool:
     return not sample.is_json and b"ImageID" in line and b"XMin" in line
 
 
-def read_openimages(path: Path, images: Path | None = None, *, with_masks: bool = True) -> BoxTable:
+def read_openimages(
+    path: Path, images: Path | None = None, *, with_masks: bool = True, frame: str = STORED
+) -> BoxTable:
     """Read a CSV of boxes, in bounded memory beside the list of images.
 
     Args:
         path: The CSV.
         images: The image folder; None: looked up beside the CSV.
         with_masks: Read the masks, too, if a CSV of masks and PNG files are beside it.
+        frame: Whose sizes count, as in `read_size`.
 
     Raises:
         DataFormatError: Not a CSV of boxes or of masks, cut short, or not UTF-8.
@@ -71,7 +75,7 @@ def read_openimages(path: Path, images: Path | None = None, *, with_masks: bool 
     found: list[Found] = []
     if ids:
         root = _folder(path, names, ids, images)
-        found = read_sizes(root, list(ids), SUFFIXES)
+        found = read_sizes(root, list(ids), SUFFIXES, frame=frame)
     categories = _categories(path, labels)
     numbers = {each["mid"]: each["id"] for each in categories}
     hw = np.array([(each.height or 0, each.width or 0) for each in found]).reshape(-1, 2)

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from malcli.config.evaluate import EvalConfig
 from malcli.data.crops.label_crops import Roi
 from malcli.data.formats.open import open_boxes, select
-from malcli.data.images.decode import decode_image
-from malcli.data.images.find import ImageFolder, find_images, image_path
+from malcli.data.images.find import ImageFolder, find_images
+from malcli.data.images.read import read_image
 from malcli.engine.eval.encoder.features import OpenEncoder, lose_boxes, open_encoder
 from malcli.engine.inputs import refuse_problems, report_problems
 from malcli.engine.label.settings import whole_number
@@ -106,14 +106,14 @@ def draw_attention(config: EvalConfig) -> AttentionResult:
     layers = _layers_of(config.layers)
     log(f"eval: reading {config.gt}")
     table = select(
-        open_boxes(config.gt, config.format, config.images, with_masks=False),
+        open_boxes(config.gt, config.format, config.images, with_masks=False, exif=config.exif),
         config.categories,
         config.limit,
     )
     if config.strict:
         refuse_problems(table.path, table.problems)
     rows = chosen_rows(table, config.ids)
-    folder = find_images(config.gt, table, config.images)
+    folder = find_images(config.gt, table, config.images, config.exif, config.max_failures)
     found = open_encoder(config)
     check_layers(found.encoder, layers)
     problems = Problems()
@@ -212,8 +212,8 @@ def _draw_all(
             image = table.images.slice(box["image"], 1).to_pylist()[0]
             xywh = np.array([box["bbox"]], dtype=np.float64)
             try:
-                path = image_path(folder.root, image["file_name"])
-                pixels = decode_image(path, (image["height"], image["width"]), config.max_pixels)
+                hw = (image["height"], image["width"])
+                pixels = read_image(folder, image["file_name"], hw, config.max_pixels)
             except BadImage as error:
                 lose_boxes(config, problems, error, 1)
                 continue

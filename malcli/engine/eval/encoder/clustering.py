@@ -18,8 +18,8 @@ from malcli.config.evaluate import EvalConfig
 from malcli.data.boxtable.checks import overlaps
 from malcli.data.crops.label_crops import Roi
 from malcli.data.formats.open import open_boxes, select
-from malcli.data.images.decode import decode_image
-from malcli.data.images.find import ImageFolder, find_images, image_path
+from malcli.data.images.find import ImageFolder, find_images
+from malcli.data.images.read import read_image
 from malcli.engine.eval.encoder.features import OpenEncoder, lose_boxes, open_encoder
 from malcli.engine.eval.read_instances import Frame, read_frame, read_human
 from malcli.engine.inputs import refuse_problems, report_problems
@@ -94,14 +94,16 @@ def measure_clustering(config: EvalConfig) -> ClusteringResult:
     """
     log(f"eval: reading {config.gt}")
     table = select(
-        open_boxes(config.gt, config.format, config.images), config.categories, config.limit
+        open_boxes(config.gt, config.format, config.images, exif=config.exif),
+        config.categories,
+        config.limit,
     )
     problems = Problems()
     frame = read_frame(table, config.categories, config.limit)
     human = read_human(table, frame, problems)
     if config.strict:
         refuse_problems(config.gt, problems)
-    folder = find_images(config.gt, table, config.images)
+    folder = find_images(config.gt, table, config.images, config.exif, config.max_failures)
     crops = _Crops(config, folder, frame, human, problems)
     found = open_encoder(config)
     scores = _score_all(config, found, crops)
@@ -154,8 +156,8 @@ class _Crops:
 
     def _read_image(self, number: int, rows: NDArray[np.int64], found: OpenEncoder) -> list[Roi]:
         try:
-            path = image_path(self.folder.root, self.frame.names[number])
-            pixels = decode_image(path, self.frame.sizes_hw[number], self.config.max_pixels)
+            name, hw = self.frame.names[number], self.frame.sizes_hw[number]
+            pixels = read_image(self.folder, name, hw, self.config.max_pixels)
         except BadImage as error:
             lose_boxes(self.config, self.problems, error, len(rows))
             return []

@@ -187,7 +187,9 @@ def test_sizes_are_kept_and_looked_at_again_when_the_image_changes(tmp_path, mon
     assert first == [("a.png", 50, 100), ("b.png", 50, 100), (None, None, None)]
     opened = []
     read = sizes.read_size
-    monkeypatch.setattr(sizes, "read_size", lambda path: opened.append(path.name) or read(path))
+    monkeypatch.setattr(
+        sizes, "read_size", lambda path, frame: opened.append(path.name) or read(path, frame)
+    )
     assert sizes.read_sizes(tmp_path, ["a.png", "b.png", "c.png"]) == first
     assert opened == []
     put(tmp_path / "b.png", (7, 9))
