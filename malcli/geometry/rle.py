@@ -255,6 +255,13 @@ def _all_add_up(lengths: list[NDArray[np.int64]], sizes: list[tuple[int, int]]) 
     return bool(flat.min() >= 0 and not empty and (np.add.reduceat(flat, starts) == wanted).all())
 
 
+def has_mask(value: object) -> bool:
+    """Return whether a `segmentation` says a mask; tools write None, [], {} or [[]] for none."""
+    if isinstance(value, list | tuple):
+        return any(has_mask(part) for part in value)
+    return value is not None and value != {}
+
+
 def from_segmentation(value: object, image_hw: tuple[int, int]) -> Rle:
     """Return the RLE of a COCO `segmentation`: polygons, uncompressed or compressed RLE.
 

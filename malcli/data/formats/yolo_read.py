@@ -1,8 +1,9 @@
 """YOLO data sets: data.yaml, images/<split>/, labels/<split>/; one text line an object.
 
 A line is `class x y w h` (centre and size over the image's) or `class x1 y1 x2 y2 ...` (one
-polygon); where data.yaml has `kpt_shape`, the numbers after `class x y w h` are key points. Ids are given in the order of splits, names and lines, from 1; categories keep YOLO's
-numbers, from 0. Image sizes come from the headers.
+polygon); where data.yaml has `kpt_shape`, the numbers after `class x y w h` are key points. Ids
+are given in the order of splits, names and lines, from 1; categories keep YOLO's numbers, from 0.
+Image sizes come from the headers.
 """
 
 import math
@@ -352,7 +353,7 @@ def _record(line: str, found: Found, keypoints: tuple[int, int] | None) -> Recor
 
 
 def _in_pixels(values: list[float], numbers: int, width: int, height: int) -> list[float]:
-    """Return key points as COCO has them: x, y, visible; 0 0 is none, as YOLO's trainers have it."""
+    """Return key points as COCO has them: x, y, visible; 0 0 is none, as for YOLO's trainers."""
     made: list[float] = []
     for place in range(0, len(values), numbers):
         x, y = values[place : place + 2]

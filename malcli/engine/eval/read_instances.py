@@ -26,6 +26,7 @@ from malcli.records import (
     category_names,
     category_records,
     records_of,
+    whole_of,
 )
 
 LARGEST = 1e300  # a longer integer would not fit a float
@@ -259,7 +260,8 @@ class _Builder:
         self._problem(HUMAN if self.human else PREDICTED, record, place, reason)
 
     def _append(self, place: int, row: int, record: Record, rle: Rle | None) -> None:
-        number, category, area = (record.get(key) for key in ("id", "category_id", "area"))
+        number, area = record.get("id"), record.get("area")
+        category = whole_of(record.get("category_id"))
         box = _box(record.get("bbox"))
         if self.human and rle is not None and not math.isfinite(box[0]):
             box = [float(side) for side in rle_box(rle)]
@@ -269,7 +271,7 @@ class _Builder:
         self.numbers.append(
             (
                 row,
-                category if _is_id(category) else -1,
+                -1 if category is None else category,
                 record.get("iscrowd") == 1,
                 self._score(record, place),
                 float(area) if _is_finite(area) else math.nan,
@@ -315,7 +317,7 @@ def _get(rows: Mapping[Hashable, int], key: object) -> int | None:
 
 
 def _is_in(value: object, chosen: frozenset[int]) -> bool:
-    return _is_id(value) and value in chosen
+    return whole_of(value) in chosen and whole_of(value) is not None
 
 
 def _is_id(value: object) -> TypeGuard[int]:
