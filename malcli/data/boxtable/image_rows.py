@@ -64,7 +64,7 @@ class ImageRows:
         ids = take_ids(given, "id", pa.string() if self._is_text else pa.int64())
         found = self.find(pa.chunked_array([ids]))
         for place in np.flatnonzero(found < 0):
-            found[place] = self._row_of_text(records[place].get("image_id"))
+            found[place] = self._row_of_text(records[int(place)].get("image_id"))
         return found
 
     def join_alike(self, boxes: pa.Table, image: NDArray[np.int32], problems: Problems) -> None:
@@ -75,7 +75,7 @@ class ImageRows:
             image: (N,) as `find` gave it; changed.
             problems: Counts the boxes.
         """
-        extra = boxes["extra"]
+        extra, kind = boxes["extra"], "id-of-other-type"
         odd = pc.fill_null(pc.match_substring(extra, '"image_id":'), False).to_numpy()
         odd &= (image >= 0) if self._is_text else (image < 0)
         joined: dict[object, int] = {}  # boxes of an image are many
@@ -90,8 +90,8 @@ class ImageRows:
                     joined[value] = self._row_of_text(value)
                 image[row] = joined[value]
             if image[row] >= 0:
-                said = f"image_id {short(value)} and the image's id are text and number"
-                problems.add("id-of-other-type", f"{said}; taken for the same")
+                said = f"image_id {short(value)} and the image's id are text and number, joined"
+                problems.add(kind, "" if kind in problems.counts else said)
 
     def _row_of_text(self, value: object) -> int:
         """Return the row of the image whose number a text says, such as "12"; -1 if none."""

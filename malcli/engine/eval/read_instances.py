@@ -4,8 +4,8 @@ Decides which records can be used, and counts the others; knows nothing of metri
 """
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -14,6 +14,7 @@ import numpy as np
 from malcli.data.boxtable.json_stream import JsonText, open_regular
 from malcli.data.formats.coco import read_results
 from malcli.data.formats.open import open_boxes
+from malcli.engine.eval.image_ids import row_of, rows_of_results
 from malcli.errors import DataFormatError
 from malcli.geometry.rle import RleError, find_good, from_segmentation, rle_box
 from malcli.messages import short
@@ -71,6 +72,8 @@ class Sides:
         human: Human instances, crowd included.
         predicted: Predicted instances on the same image rows.
         problems: Records that could not be used.
+        checkpoint: What made the predictions, if known.
+        quality: What it says of its quality on human masks.
     """
 
     table: BoxTable
@@ -79,6 +82,8 @@ class Sides:
     human: Instances
     predicted: Instances
     problems: Problems
+    checkpoint: str | None = None
+    quality: dict[str, Any] | None = None
 
 
 def read_frame(table: BoxTable, categories: str | None = None, limit: int | None = None) -> Frame:
@@ -157,7 +162,6 @@ def read_predicted(source: BoxTable | Path, frame: Frame, problems: Problems) ->
     Raises:
         DataFormatError: There are predictions, but none of an image of the human side.
     """
-    builder = _Builder(frame, problems, human=False)
     chunks: Iterable[list[Record]]
     if isinstance(source, BoxTable):
         path, chunks = source.path, _records(source)
@@ -166,13 +170,16 @@ def read_predicted(source: BoxTable | Path, frame: Frame, problems: Problems) ->
         results = read_results(source)
         path, total = source, len(results)
         chunks = (results[i : i + CHUNK] for i in range(0, total, CHUNK))
+        frame = replace(frame, row=rows_of_results(path, frame.row, frame.names, results))
+    builder = _Builder(frame, problems, human=False)
     for chunk in chunks:
         builder.add(chunk)
     if total and builder.elsewhere == total and not frame.partial:
         raise DataFormatError(
             path,
-            "none of its images is in --gt; give the masks of the same data set, with the "
-            "image ids of --gt",
+            f"none of its images is in --gt, which has ids such as {next(iter(frame.row), None)!r} "
+            f"and names such as {next(iter(frame.names), '')!a}; give the masks of the same data "
+            "set, with its image ids or, in a results list, its file names",
         )
     return builder.columns()
 
@@ -209,7 +216,7 @@ class _Builder:
         """Take the records of known images and chosen categories."""
         kept = []
         for place, record in enumerate(records, self.seen):
-            row = _get(self.frame.row, record.get("image_id"))
+            row = row_of(self.frame.row, record.get("image_id"))
             if row is None:
                 self.elsewhere += 1
                 if not self.frame.partial:
@@ -309,11 +316,6 @@ class _Builder:
             score=np.array(score, dtype=np.float64),
             area=np.array(area, dtype=np.float64),
         )
-
-
-def _get(rows: Mapping[Hashable, int], key: object) -> int | None:
-    """Return rows[key], None if it is not there or nothing that could be."""
-    return rows.get(key) if isinstance(key, Hashable) else None
 
 
 def _is_in(value: object, chosen: frozenset[int]) -> bool:
