@@ -10,6 +10,7 @@ of every key that the columns cannot say exactly: unknown keys, explicit nulls, 
 
 import json
 import mmap
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,7 @@ Record = dict[str, Any]  # an annotation or image as JSON says it
 BOX_TYPE = pa.list_(pa.float64(), 4)
 NOT_IN_RECORD = ("image", "status", "extra")  # columns that are no keys of a record
 BATCHES_KEPT = 16  # in memory, of those on disk that were read
+_WHOLE = re.compile(r"-?[0-9]{1,18}")
 EXACT = 2.0**53  # whole numbers up to here are exact as float64
 
 
@@ -252,6 +254,13 @@ def category_records(header: dict[str, Any]) -> list[Record]:
     categories = header.get("categories")
     found = categories if isinstance(categories, list) else []
     return [category for category in found if isinstance(category, dict)]
+
+
+def whole_of(value: object) -> int | None:
+    """Return a whole number of at most 64 bits, also one that is text such as "12"; else None."""
+    if isinstance(value, str) and _WHOLE.fullmatch(value):
+        return int(value)
+    return value if type(value) is int and abs(value) < 2**63 else None
 
 
 def category_names(header: dict[str, Any]) -> dict[int, str]:

@@ -20,8 +20,8 @@ class LabelConfig(ImageConfig):
     )
     checkpoint: Path | None = setting(
         None,
-        "Run folder or checkpoint (default: newest finished run under ./runs, else the one that "
-        "ships).",
+        "Run folder, checkpoint or `shipped` (default: newest finished run under ./runs that was "
+        "measured, else the one that ships).",
         panel=MODEL,
         identity="input",
     )

@@ -4,7 +4,8 @@ Opens no image beyond its header, and loads no network.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,18 @@ from malcli.config.label import LabelConfig
 from malcli.data.formats.open import open_boxes, select
 from malcli.data.images.find import ImageFolder, find_images
 from malcli.data.images.read import check_header
-from malcli.errors import BadImage, DataFormatError
-from malcli.records import IMAGE_REASONS, NO_MEMORY, STATUS_OK, BoxTable, Problems, skipped
+from malcli.data.images.sizes import fill_sizes
+from malcli.errors import BadImage, DataFormatError, MissingImageError
+from malcli.records import (
+    IMAGE_REASONS,
+    NO_MEMORY,
+    STATUS_EMPTY,
+    STATUS_OK,
+    UNUSABLE_REASONS,
+    BoxTable,
+    Problems,
+    skipped,
+)
 from malcli.report.progress import Progress, log
 
 CHECKED = 4096  # image records at a time
@@ -26,6 +37,7 @@ UNREAD = (*IMAGE_REASONS, NO_MEMORY)  # what may become of an image
 # Of problems that files have, not records.
 FILE_KINDS = (*(f"{reason}-file" for reason in UNREAD), UNSETTLED)
 HEADER_STATUS = (STATUS_OK, *map(skipped, UNREAD))
+BAD_STATUSES = tuple(map(skipped, (*UNUSABLE_REASONS, NO_MEMORY)))
 
 
 def open_table(config: LabelConfig) -> BoxTable:
@@ -33,11 +45,13 @@ def open_table(config: LabelConfig) -> BoxTable:
 
     Raises:
         DataFormatError: The annotations cannot be understood.
+        MissingImageError: A merge needs sizes that only the images say, and none is there.
     """
     table = open_boxes(
         config.boxes, config.format, config.images, with_masks=False, exif=config.exif
     )
-    return select(table, config.categories, config.limit)
+    sized = with_sizes(table, config.boxes, config.images, config.exif, required=config.merge)
+    return select(sized, config.categories, config.limit)
 
 
 def open_data(config: LabelConfig) -> tuple[BoxTable, ImageFolder]:
@@ -54,6 +68,55 @@ def open_data(config: LabelConfig) -> tuple[BoxTable, ImageFolder]:
         f"{folder.root} ({folder.found} of the first {folder.tried} are there)"
     )
     return table, folder
+
+
+def with_sizes(
+    table: BoxTable, path: Path, images: Path | None, exif: str, *, required: bool = False
+) -> BoxTable:
+    """Return the table with sizes that it lacks from the images' headers; say so.
+
+    Raises:
+        MissingImageError: They are required, and no image is there.
+    """
+    try:
+        sized = fill_sizes(table, path, images, exif)
+    except MissingImageError:
+        if required:
+            raise
+        return table
+    if sized is not table:
+        log(f"{path}: images without width and height have those of their files")
+    return sized
+
+
+def refuse_unusable(path: Path, counts: Mapping[str, int], problems: Problems) -> None:
+    """Refuse boxes of which none can be labelled, for a reason other than their kind.
+
+    Args:
+        path: Of the boxes.
+        counts: Boxes by status.
+        problems: For the first examples.
+
+    Raises:
+        DataFormatError: There are boxes, and each is skipped; crowds alone are fine.
+    """
+    bad = {status: counts[status] for status in BAD_STATUSES if counts.get(status)}
+    if not bad or counts.get(STATUS_OK) or counts.get(STATUS_EMPTY):
+        return
+    kinds = [status.removeprefix("skipped:") + end for status in bad for end in ("", "-file")]
+    examples = [one for kind in kinds for one in problems.examples.get(kind, []) if one]
+    said = ", ".join(f"{count} {status}" for status, count in bad.items())
+    first = f"; first: {examples[0]}" if examples else ""
+    raise DataFormatError(path, f"none of its boxes can be labelled ({said}){first}")
+
+
+def statuses_of(table: BoxTable) -> dict[str, int]:
+    """Return the boxes of each status that the records alone decide."""
+    counts: Counter[str] = Counter()
+    for batch in table.batches("status"):
+        found = batch["status"].value_counts()
+        counts.update(dict(zip(*(part.to_pylist() for part in found.flatten()), strict=True)))
+    return dict(counts)
 
 
 def workers_of(config: LabelConfig) -> int:

@@ -26,6 +26,7 @@ MAX_DIGITS = 7
 FAR = 10.0
 # Steps of a fifth of a pixel along the edges of a record's polygons; each takes 16 bytes.
 MAX_STEPS = 2**25
+MIN_NUMBERS = 6  # of a polygon: three points
 
 
 class RleError(ValueError):
@@ -254,6 +255,13 @@ def _all_add_up(lengths: list[NDArray[np.int64]], sizes: list[tuple[int, int]]) 
     return bool(flat.min() >= 0 and not empty and (np.add.reduceat(flat, starts) == wanted).all())
 
 
+def has_mask(value: object) -> bool:
+    """Return whether a `segmentation` says a mask; tools write None, [], {} or [[]] for none."""
+    if isinstance(value, list | tuple):
+        return any(has_mask(part) for part in value)
+    return value is not None and value != {}
+
+
 def from_segmentation(value: object, image_hw: tuple[int, int]) -> Rle:
     """Return the RLE of a COCO `segmentation`: polygons, uncompressed or compressed RLE.
 
@@ -303,9 +311,14 @@ def _from_lengths(lengths: list[int], image_hw: tuple[int, int]) -> Rle:
 
 
 def _from_polygons(polygons: Sequence[object], image_hw: tuple[int, int]) -> Rle:
-    if not polygons:
-        raise RleError("its list of polygons is empty")
-    checked = [_check_polygon(polygon, image_hw) for polygon in polygons]
+    """Return the union of polygons; a flat list of numbers is one polygon."""
+    if polygons and not any(isinstance(part, list | tuple) for part in polygons):
+        polygons = [polygons]
+    parts = [_points(part, image_hw) for part in polygons]
+    # A part of two points or less encloses nothing: it adds no pixel, as in pycocotools.
+    checked = [part for part in parts if len(part) >= MIN_NUMBERS]
+    if not checked:
+        raise RleError("none of its polygons has three points")
     if sum(map(_steps, checked)) > MAX_STEPS:
         raise RleError("its polygons have edges of millions of pixels")
     drawn = coco_mask.frPyObjects(checked, *image_hw)
@@ -323,16 +336,16 @@ def _steps(polygon: list[float]) -> float:
     return float(5 * edges.sum())
 
 
-def _check_polygon(polygon: object, image_hw: tuple[int, int]) -> list[float]:
-    """Return x0 y0 x1 y1 ... as floats, at least three points."""
-    if not isinstance(polygon, list | tuple) or len(polygon) < 6 or len(polygon) % 2:
-        raise RleError("a polygon needs an even count of at least six numbers")
+def _points(polygon: object, image_hw: tuple[int, int]) -> list[float]:
+    """Return x0 y0 x1 y1 ... as floats; a last x without its y is left, as in pycocotools."""
+    if not isinstance(polygon, list | tuple):
+        raise RleError("a polygon is no list of numbers")
     limit = FAR * max(image_hw) + 100
     if any(isinstance(number, bool) or not isinstance(number, int | float) for number in polygon):
         raise RleError("a polygon holds something else than numbers")
     if not all(abs(number) <= limit for number in polygon):  # NaN is below nothing
         raise RleError("a polygon's point is not finite, or far outside the image")
-    return [float(number) for number in polygon]
+    return [float(number) for number in polygon[: len(polygon) // 2 * 2]]
 
 
 def _as_text(rle: dict[str, Any]) -> Rle:

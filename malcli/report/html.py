@@ -29,6 +29,7 @@ from malcli.report.tables import (
     verdict,
 )
 
+HASH = 64  # letters of a file's SHA-256
 SHORT_HASH = 12  # letters of a checkpoint's
 SECOND = " and <b class='second'>the second one</b>"
 
@@ -80,7 +81,8 @@ def eval_page(
     parts = [f"<h1>malcli eval</h1><p class='lead'>{escape(lead)}</p>"]
     sources = [f"{key}: {result[key]}" for key in ("gt", "pred") if result.get(key)]
     if result.get("checkpoint"):
-        sources.append(f"checkpoint: {str(result['checkpoint'])[:SHORT_HASH]}")
+        name = str(result["checkpoint"])
+        sources.append(f"checkpoint: {name[:SHORT_HASH] if len(name) == HASH else name}")
     sources += [f"second: {second['pred']}"] if second else []
     parts.append(f"<p class='dim'>{escape(' · '.join(sources))}</p>")
     if result.get("miou"):

@@ -136,6 +136,8 @@ def eval_tables(result: Mapping[str, Any]) -> RenderableType:
         parts += [_compare_table(result), _changes_line(second)] if counted else [_gaps(result)]
     if result.get("score"):
         parts.append(score_line(result["score"]))
+    if result.get("pred") is None and result.get("checkpoint"):
+        parts.append(labeler_line(result))
     parts.append(" ".join(verdict(result)))
     return Group(*parts)
 
@@ -281,10 +283,19 @@ def label_table(summary: Mapping[str, Any]) -> RenderableType:
     if summary.get("out") is None:
         return Group(counts, *estimate_lines(summary.get("estimate")))
     rate, memory = summary.get("boxes_per_s"), summary.get("peak_memory_mb")
+    labeler = [labeler_line(summary)] if summary.get("checkpoint") else []
     if not rate:  # finished before, or merged alone
-        return Group(counts, str(summary["out"]))
+        return Group(counts, *labeler, str(summary["out"]))
     line = f"{rate:.1f} boxes/s" + (f", at most {memory:.0f} MB" if memory else "")
-    return Group(counts, seconds_table(summary["seconds"]), f"{line}: {summary['out']}")
+    return Group(counts, seconds_table(summary["seconds"]), *labeler, f"{line}: {summary['out']}")
+
+
+def labeler_line(summary: Mapping[str, Any]) -> str:
+    """Return which labeler made the masks, and how good it was where it was measured."""
+    quality = summary.get("quality") or {}
+    miou = (quality.get("miou") or {}).get("all")
+    said = "not measured" if miou is None else f"mIoU {miou:.3f} on {quality.get('data')}"
+    return f"labeler: {summary['checkpoint']} (quality: {said})"
 
 
 def estimate_lines(estimate: Mapping[str, Any] | None) -> list[str]:

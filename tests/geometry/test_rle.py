@@ -191,15 +191,42 @@ def test_the_parts_of_a_polygon_mask_are_united():
 
 
 @pytest.mark.parametrize(
+    "more",
+    [
+        [[]],
+        [[5.5, 6.5]],
+        [[5, 6, 7, 7.5]],  # two points
+        [[5, 6, 7, 7, 8]],  # and a half
+        [[], [0, 0], [9, 7, 1, 0]],
+        [[0, 0, 3, 0, 3, 3, 0.5]],  # a last x without its y
+    ],
+)
+def test_a_degenerate_part_takes_no_other_part_away(more):
+    expected = coco_mask.merge(coco_mask.frPyObjects([POLYGON, *more], 8, 10))
+    assert from_segmentation([POLYGON, *more], (8, 10)) == {
+        "size": [8, 10],
+        "counts": expected["counts"].decode(),
+    }
+    alone = from_segmentation([POLYGON], (8, 10))
+    if len(more[-1]) < 6:
+        assert from_segmentation([*more, POLYGON], (8, 10)) == alone
+
+
+def test_a_flat_list_is_one_polygon():
+    assert from_segmentation(POLYGON, (8, 10)) == from_segmentation([POLYGON], (8, 10))
+
+
+@pytest.mark.parametrize(
     "value",
     [
         None,
         [],
         [[]],
         [[1, 2, 3, 4]],
-        [[1, 2, 3, 4, 5, 6, 7]],
-        [1, 2, 3, 4, 5, 6],
-        [POLYGON, [1, 2]],
+        [[1, 2], [3, 4], [5, 6], [7, 8]],
+        [1, 2, 3, 4],
+        [POLYGON, 7],
+        [POLYGON, [1, float("nan")]],
         [[0, 0, 5, 0, float("nan"), 5]],
         [[0, 0, 5, 0, float("inf"), 5]],
         [[0, 0, 1e12, 0, 5, 5]],

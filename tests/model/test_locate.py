@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,12 +10,16 @@ from malcli.errors import CheckpointError
 from malcli.model import locate as module
 from malcli.model.locate import CHECKPOINT_NAME, SHIPPED, locate_checkpoint, preset_of, settings_of
 
+MEASURED = {"data": "val.json", "miou": {"all": 0.8}}
 
-def make_run(runs, name, finished, checkpoint=True):
+
+def make_run(runs, name, finished, checkpoint=True, quality=MEASURED, epochs=(0.5, 1.0)):
     run = runs / name
     (run / "state").mkdir(parents=True)
     if checkpoint:
-        (run / CHECKPOINT_NAME).touch()
+        write_safetensors(run / CHECKPOINT_NAME, {"settings": {}, "quality": quality})
+    lines = "".join(json.dumps({"step": 1, "epoch": epoch}) + "\n" for epoch in epochs)
+    (run / "metrics.jsonl").write_text(lines)
     if finished is not None:
         (run / "state" / "finished").touch()
         os.utime(run / "state" / "finished", (finished, finished))
@@ -28,6 +33,28 @@ def test_the_newest_finished_run_is_found(tmp_path):
     make_run(tmp_path, "unfinished", None)
     make_run(tmp_path, "without-checkpoint", 9000, checkpoint=False)
     assert locate_checkpoint(None, tmp_path) == newest / CHECKPOINT_NAME
+    assert module.usable_runs(tmp_path)[1] == {}
+
+
+def test_a_run_that_was_not_measured_or_is_a_trial_is_passed_over_by_name(tmp_path):
+    good = make_run(tmp_path, "good", 1000)
+    unmeasured = make_run(tmp_path, "unmeasured", 2000, quality={})
+    trial = make_run(tmp_path, "trial", 3000, epochs=(0.1, 0.25))
+    assert locate_checkpoint(None, tmp_path) == good / CHECKPOINT_NAME
+    assert module.usable_runs(tmp_path)[1] == {
+        unmeasured: "never measured on human masks, as fit --val does",
+        trial: "ended after 0.25 epochs",
+    }
+    assert locate_checkpoint(trial) == trial / CHECKPOINT_NAME  # asked for by name
+
+
+def test_the_shipped_labeler_has_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "runs", "good", 1000)
+    assert locate_checkpoint(Path("shipped")) == SHIPPED
+    assert locate_checkpoint(None) != SHIPPED
+    assert (module.name_of(SHIPPED), module.name_of(tmp_path)) == ("shipped", str(tmp_path))
+    assert module.quality_of(SHIPPED)["miou"]["all"] > 0.5
 
 
 @pytest.mark.parametrize("exists", [True, False])

@@ -24,6 +24,7 @@ from malcli.data.boxtable.image_order import (
     repeated,
     rows_in_order,
 )
+from malcli.data.boxtable.image_rows import ImageRows
 from malcli.data.boxtable.spill import Spooled, map_numbers, new_file
 from malcli.data.boxtable.spill import spool as spool
 from malcli.errors import DataFormatError
@@ -40,54 +41,6 @@ from malcli.records import (
 )
 
 ROWS = 16_384  # of a batch
-DENSE = 8  # numbers an image id, at most, of a table of all numbers between the ids
-
-
-class ImageRows:
-    """Finds the row of an image by its id; of equal ids the first.
-
-    Args:
-        ids: int64 or string; null is no id.
-    """
-
-    def __init__(self, ids: pa.ChunkedArray) -> None:
-        """Sort the ids, or hash those that are text."""
-        self._is_text = pa.types.is_string(ids.type)
-        if self._is_text:
-            texts = ids.to_pylist()
-            self._by_text = {texts[row]: row for row in reversed(range(len(texts)))}
-            self._by_text.pop(None, None)
-            return
-        valid = np.flatnonzero(pc.is_valid(ids).to_numpy())
-        self._ids, first = np.unique(pc.drop_null(ids).to_numpy(), return_index=True)
-        self._first = valid[first].astype(np.int32)
-        self._dense: NDArray[np.int32] | None = None  # the row of each number from the first id on
-        if self._ids.size and int(self._ids[-1]) - int(self._ids[0]) < DENSE * self._ids.size:
-            self._dense = np.full(self._ids[-1] - self._ids[0] + 1, -1, dtype=np.int32)
-            self._dense[self._ids - self._ids[0]] = self._first
-
-    def find(self, ids: pa.ChunkedArray) -> NDArray[np.int32]:
-        """Return the image row of each id, (N,); -1 if unknown or null."""
-        if self._is_text:
-            coded = ids.combine_chunks().dictionary_encode()  # neighbours share their image
-            rows = [self._by_text.get(text, -1) for text in coded.dictionary.to_pylist()]
-            place = pc.fill_null(coded.indices, len(rows)).to_numpy()
-            by_code: NDArray[np.int32] = np.array([*rows, -1], dtype=np.int32)
-            return np.asarray(by_code[place])
-        found = np.full(len(ids), -1, dtype=np.int32)
-        if self._ids.size:
-            wanted = pc.fill_null(ids, 0).to_numpy()
-            match = (wanted >= self._ids[0]) & (wanted <= self._ids[-1])
-            match &= pc.is_valid(ids).to_numpy()
-            found[match] = self._rows_of(wanted[match])
-        return found
-
-    def _rows_of(self, wanted: NDArray[np.int64]) -> NDArray[np.int32]:
-        """Return the rows of numbers between the first id and the last; -1 if unknown."""
-        if self._dense is not None:
-            return np.asarray(self._dense[wanted - self._ids[0]])
-        place = np.searchsorted(self._ids, wanted)
-        return np.where(self._ids[place] == wanted, self._first[place], np.int32(-1))
 
 
 def build_table(
@@ -120,11 +73,12 @@ def build_table(
     if pa.types.is_string(boxes.table.schema.field("image_id").type):
         image_id_type = pa.string()
     images = _typed(images, "id", image_id_type).select(image_schema(image_id_type).names)
-    rows = ImageRows(images["id"])
+    rows = ImageRows(images)
     _check_images(path, images, rows, problems)
     schema = box_schema(id_type, image_id_type)
     judge = Judge(images, sorted(category_names(header)), problems)
-    made = _judged(boxes, schema, rows, judge, folder)
+    made = _judged(boxes, schema, rows, judge, problems, folder)
+    judge.finish()
     parts = {name: made if name in made.table.schema.names else boxes for name in schema.names}
     _check_unique(path, parts["id"], folder)
     order, starts, mapped = _grouped(parts, images.num_rows, problems, folder)
@@ -155,7 +109,12 @@ def assemble(read: pa.Table, judged: pa.Table) -> pa.Table:
 
 
 def _judged(
-    boxes: Spooled, schema: pa.Schema, rows: ImageRows, judge: Judge, folder: Path | None
+    boxes: Spooled,
+    schema: pa.Schema,
+    rows: ImageRows,
+    judge: Judge,
+    problems: Problems,
+    folder: Path | None,
 ) -> Spooled:
     """Return each box's image and status; also its ids, and `extra`, where ids become text."""
     names = ["image", "status"]
@@ -173,6 +132,7 @@ def _judged(
             for key in keys:
                 table = _typed(table, key, schema.field(key).type)
             image = rows.find(table["image_id"])
+            rows.join_alike(table, image, problems)
             status = pa.array(judge.status(table, image))
             named = pa.DictionaryArray.from_arrays(status, pa.array(STATUSES)).dictionary_decode()
             values = {name: table[name] for name in names[2:]} | {"image": image, "status": named}
@@ -235,6 +195,11 @@ def _type_of_ids(table: pa.Table, path: Path | None = None) -> pa.DataType:
             extra = json.loads(batch["extra"][int(odd)].as_py() or "{}")
             if id_text(extra.get("id")) is not None:
                 kind = pa.string()
+            elif path and "segments_info" in extra:
+                raise DataFormatError(
+                    path,
+                    "holds panoptic segments (segments_info), not boxes; name instances_*.json",
+                )
             elif path:
                 what = short(extra["id"]) + " is no id" if "id" in extra else "no id"
                 raise DataFormatError(

@@ -3,7 +3,10 @@
 Knows columns, no file format, and opens no image.
 """
 
-from collections.abc import Callable
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from malcli.errors import DataFormatError
 from malcli.geometry.rle import MAX_PIXELS, MAX_SIDE, is_too_large
 from malcli.messages import short as short
 from malcli.records import (
@@ -24,6 +28,9 @@ from malcli.records import (
 )
 
 SHOWN = 10  # examples of a kind of problem
+FEW = 3  # boxes, whose form says nothing yet
+OVER = 1.02  # of an image's side: where a box that was drawn in it does not end
+FULL_TURN = 360  # degrees
 
 # What a record alone decides; the numbers below stand for them in columns, lowest first.
 REASONS = ("", *UNUSABLE_REASONS, *DESIGN_REASONS)
@@ -57,6 +64,7 @@ class Judge:
         status = np.where(named, np.where(usable, OK, BAD_IMAGE), NO_IMAGE)
         # The last is for boxes of unknown images, whose row is -1.
         self._images = np.append(status, NO_IMAGE).astype(np.int8)
+        self._seen = Counter[str]()  # boxes that could be what people take for x, y, w, h
 
     def status(self, boxes: pa.Table, image: Rows) -> NDArray[np.int8]:
         """Return the index in STATUSES of each box, and count its problems.
@@ -67,12 +75,45 @@ class Judge:
         """
         status = self._images[image]
         hw = self._hw[np.where(status == OK, image, 0)] if len(self._hw) else np.zeros((1, 2))
-        status[(status == OK) & ~overlaps(xywh_of(boxes["bbox"]), hw)] = BAD_BOX
+        xywh = xywh_of(boxes["bbox"])
+        self._see(xywh[status == OK], hw[status == OK] if len(hw) == len(status) else hw[:0])
+        status[(status == OK) & ~overlaps(xywh, hw)] = BAD_BOX
         design = _by_design(boxes)
         left_out = (status == OK) & (design != OK)
         status[left_out] = design[left_out]
         self._count(boxes, status, image)
         return status
+
+    def finish(self) -> None:
+        """Count boxes that all look like corners or like shares of their image."""
+        seen = self._seen
+        if seen["all"] >= FEW and seen["corners"] == seen["all"] <= 5 * seen["over"]:
+            self._problems.add(
+                "corners-as-bbox",
+                f"{seen['over']} of {seen['all']} boxes hang over their image, and all would fit "
+                "as corners x0, y0, x1, y1; a bbox is x, y, width, height",
+                seen["over"],
+            )
+        if seen["shares"] and seen["relative"] == seen["all"]:
+            self._problems.add(
+                "relative-bbox",
+                "no number of any box is above 1: shares of the image? a bbox is in pixels; "
+                "multiply by width and height",
+                seen["all"],
+            )
+
+    def _see(self, xywh: NDArray[np.float64], hw: NDArray[np.float64]) -> None:
+        """Count the boxes (N, 4) of images (N, 2) that look like another form."""
+        sound = (xywh[:, 2:] > 0).all(axis=1)
+        xywh, (height, width) = xywh[sound], hw[sound].T
+        x, y, w, h = xywh.T
+        corners = (w > x) & (h > y) & (w <= width + 1) & (h <= height + 1)
+        over = (x + w > OVER * width) | (y + h > OVER * height)
+        relative = ((xywh >= 0) & (xywh <= 1)).all(axis=1)
+        shares = relative & (xywh % 1 != 0).any(axis=1)
+        found = {"all": sound, "corners": corners, "over": over, "relative": relative}
+        self._seen.update({name: int(some.sum()) for name, some in found.items()})
+        self._seen["shares"] += int(shares.sum())
 
     def _count(self, boxes: pa.Table, status: NDArray[np.int8], image: Rows) -> None:
         def reason(row: int) -> str:
@@ -87,6 +128,33 @@ class Judge:
         known = np.isin(pc.fill_null(category, 0).to_numpy(), self._categories)
         known &= _bools(pc.is_valid(category))
         note(self._problems, "unknown-category", ~known, lambda row: _reason(boxes, row, OK))
+        angles = _angles(boxes["extra"])
+        turned = np.isin(np.arange(boxes.num_rows), [*angles])
+        note(self._problems, "rotated-bbox", turned, lambda row: _turned(boxes, row, angles[row]))
+
+
+def _angles(extra: pa.ChunkedArray) -> dict[int, float]:
+    """Return the rotation of boxes that have one other than 0, degrees, by row.
+
+    CVAT writes `attributes.rotation` beside the bbox of the rectangle before it was turned.
+    """
+    found: dict[int, float] = {}
+    for row in np.flatnonzero(_bools(pc.match_substring(extra, '"rotation":'))):
+        record = json.loads(extra[int(row)].as_py())
+        attributes = record.get("attributes")
+        given = [record.get("rotation")]
+        given += [attributes.get("rotation")] if isinstance(attributes, dict) else []
+        for angle in given:
+            if isinstance(angle, int | float) and abs(angle) < FULL_TURN**3 and angle % FULL_TURN:
+                found[int(row)] = float(angle)
+    return found
+
+
+def _turned(boxes: pa.Table, row: int, angle: float) -> str:
+    return (
+        f"annotation {short(boxes['id'][row].as_py())}: its rotation of {angle:g} degrees is not "
+        "read, and its mask is cut by the upright bbox; give the box around the turned one"
+    )
 
 
 def _by_design(boxes: pa.Table) -> NDArray[np.int8]:
@@ -116,6 +184,23 @@ def note(problems: Problems, kind: str, bad: Bools, example: Callable[[int], str
         problems.add(kind, example(int(row)))
     if rows.size > room:
         problems.add(kind, "", int(rows.size) - room)  # the examples are full
+
+
+def refuse_nothing(path: Path, written: int, lost: Mapping[str, int]) -> None:
+    """Refuse an output without a record where there were annotations.
+
+    Args:
+        path: What was read.
+        written: Records in the output.
+        lost: What was left out: `annotations <why>` are records.
+
+    Raises:
+        DataFormatError: None was written, and some were left out.
+    """
+    why = {what: count for what, count in lost.items() if what.startswith("annotations ")}
+    if why and not written:
+        said = ", ".join(f"{n} {what.removeprefix('annotations ')}" for what, n in why.items())
+        raise DataFormatError(path, f"none of its annotations can be written: {said}")
 
 
 def _reason(

@@ -8,6 +8,7 @@ import contextlib
 import gc
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -16,11 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from malcli.records import BOX_TYPE, EXACT, Record
+from malcli.records import BOX_TYPE, EXACT, Record, whole_of
 
 TEXT = "_text"  # ends the name of a second column of ids: those that are text
 MAX_DEPTH = 200  # of nested values: far from the depth at which Python's own stack ends
 _ABSENT = object()
+_NUMBER = re.compile(r"\s*-?[0-9]{1,15}(?:\.[0-9]{0,30})?(?:[eE][+-]?[0-9]{1,2})?\s*")
 
 # ASCII, so that lone surrogates, which JSON can say and UTF-8 cannot, pass through.
 encode_json = json.JSONEncoder(separators=(",", ":")).encode
@@ -41,7 +43,7 @@ def take_boxes(records: Sequence[Record], texts: Sequence[str] = ()) -> pa.Recor
     columns = {
         "id": take_whole(records, "id", pa.int64()),
         "image_id": take_whole(records, "image_id", pa.int64()),
-        "category_id": take_whole(records, "category_id", pa.int64()),
+        "category_id": take_whole(records, "category_id", pa.int64(), see_text=True),
         "bbox": take_xywh(records, "bbox"),
         "area": take_numbers(records, "area"),
         "iscrowd": take_whole(records, "iscrowd", pa.int8(), see_bool=True),
@@ -64,7 +66,12 @@ def take_images(records: Sequence[Record], texts: Sequence[str] = ()) -> pa.Reco
 
 
 def take_whole(
-    records: Sequence[Record], key: str, kind: pa.DataType, *, see_bool: bool = False
+    records: Sequence[Record],
+    key: str,
+    kind: pa.DataType,
+    *,
+    see_bool: bool = False,
+    see_text: bool = False,
 ) -> pa.Array:
     """Move whole numbers into a column of integers; others stay in their records.
 
@@ -73,6 +80,7 @@ def take_whole(
         key: The key.
         kind: A signed integer type.
         see_bool: True and false enter the column as 1 and 0, and stay in the record, too.
+        see_text: So does text that is a whole number, such as "12".
     """
     values: list[Any] = [record.pop(key, _ABSENT) for record in records]
     if set(map(type, values)) == {int}:
@@ -89,6 +97,8 @@ def take_whole(
                 continue
         elif see_bool and isinstance(value, bool):
             column[row] = int(value)
+        elif see_text and isinstance(value, str):
+            column[row] = whole_of(value)
         if value is not _ABSENT:
             records[row][key] = value
     return pa.array(column, type=kind)
@@ -133,7 +143,10 @@ def take_texts(records: Sequence[Record], key: str) -> pa.Array:
 
 
 def take_xywh(records: Sequence[Record], key: str) -> pa.Array:
-    """Move boxes, lists of four finite numbers, into a column; others stay in their records."""
+    """Move boxes, lists of four finite numbers, into a column; others stay in their records.
+
+    Numbers as text, and a list of one box, enter the column, and stay, too.
+    """
     values: list[Any] = [record.pop(key, _ABSENT) for record in records]
     if set(map(type, values)) == {list} and set(map(len, values)) == {4}:
         flat = list(chain.from_iterable(values))
@@ -149,8 +162,24 @@ def take_xywh(records: Sequence[Record], key: str) -> pa.Array:
             continue
         if value is not _ABSENT:
             records[row][key] = value
-        values[row] = None
+        values[row] = _box_within(value)
     return pa.array(values, type=BOX_TYPE)
+
+
+def _box_within(value: object) -> list[float] | None:
+    """Return the box of [[x, y, w, h]] or of numbers as text; None if it is none."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if not isinstance(value, list) or len(value) != 4:
+        return None
+    sides: list[float] = []
+    for side in value:
+        if isinstance(side, str) and _NUMBER.fullmatch(side):
+            side = float(side)
+        if not _is_exact(side):
+            return None
+        sides.append(float(side))
+    return sides
 
 
 def take_json(records: Sequence[Record], key: str) -> pa.Array:

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from malcli.data.boxtable.build import ImageRows
 from malcli.data.boxtable.columns import (
     is_text,
     take_ids,
@@ -24,6 +23,7 @@ from malcli.data.boxtable.columns import (
     take_whole,
     take_xywh,
 )
+from malcli.data.boxtable.image_rows import ImageRows
 from malcli.geometry.rle import RleError, from_segmentation
 from malcli.records import BOX_TYPE, EXACT, BoxTable, Record, Rle, category_names
 
@@ -68,7 +68,7 @@ class RowMaker:
         self._schema = schema
         columns = {name: table.images[name].combine_chunks() for name in IMAGE_COLUMNS}
         self._images = pa.RecordBatch.from_pydict(columns)
-        self._rows = ImageRows(table.images["id"])
+        self._rows = ImageRows(table.images)
         names = category_names(table.header).items()
         names_of = {number: name for number, name in names if name and is_text(name)}
         self._categories = pa.array([*names_of], pa.int64()), pa.array([*names_of.values()], TEXT)

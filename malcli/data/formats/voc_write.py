@@ -8,12 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
-from malcli.data.boxtable.build import ROWS, ImageRows
-from malcli.data.boxtable.checks import short
-from malcli.data.boxtable.columns import take_ids
+from malcli.data.boxtable.build import ROWS
+from malcli.data.boxtable.checks import refuse_nothing, short
+from malcli.data.boxtable.image_rows import ImageRows
 from malcli.data.formats.losses import losses_of
 from malcli.data.formats.voc import ANNOTATIONS, CORNERS, DIGITS, KEPT, LISTS, SPLITS
 from malcli.data.formats.xml_text import tag_text
@@ -21,7 +20,8 @@ from malcli.data.formats.yolo_write import split_of
 from malcli.data.images.find import image_path
 from malcli.errors import BadImage, OutputError
 from malcli.files import refuse_foreign_folder, replacing_folder
-from malcli.records import BoxTable, Record, category_names, to_records
+from malcli.geometry.rle import has_mask
+from malcli.records import BoxTable, Record, category_names, to_records, whole_of
 
 MARK = "<!-- Made by malcli. -->"
 SAID_OF_IMAGES = ("folder", "path", "source", "segmented")
@@ -72,10 +72,12 @@ def write_voc(
         The number of objects written.
 
     Raises:
+        DataFormatError: There are annotations, but none that the XML can say.
         OutputError: The folder cannot be written, or two images would share a file.
         RunError: The disk is full.
     """
-    writing = _Writing(table, Counter() if lost is None else lost)
+    lost = Counter() if lost is None else lost
+    writing = _Writing(table, lost)
     with replacing_folder(path) as made:
         for stem, text in writing.heads():
             _append(made / ANNOTATIONS / f"{stem}.xml", text)
@@ -85,6 +87,7 @@ def write_voc(
         for stem in filter(None, writing.stems):
             _append(made / ANNOTATIONS / f"{stem}.xml", "</annotation>\n")
             _append(made / LISTS / f"{writing.split_of[stem]}.txt", f"{stem}\n")
+        refuse_nothing(table.path, writing.count, lost)
     return writing.count
 
 
@@ -120,8 +123,7 @@ class _Writing:
 
     def __init__(self, table: BoxTable, lost: Counter[str]) -> None:
         self._lost = lost
-        self._rows = ImageRows(table.images["id"])
-        self._id_type = table.images.schema.field("id").type
+        self._rows = ImageRows(table.images)
         self._names = category_names(table.header)
         self._images = table.images
         file_names = table.images["file_name"].to_pylist()
@@ -149,14 +151,13 @@ class _Writing:
 
     def objects(self, batch: list[Record]) -> dict[str, str]:
         """Return the text for each file."""
-        ids = take_ids([{"id": each.get("image_id")} for each in batch], "id", self._id_type)
         texts: dict[str, list[str]] = {}
-        for record, row in zip(batch, self._rows.find(pa.chunked_array([ids])), strict=True):
+        for record, row in zip(batch, self._rows.of_records(batch), strict=True):
             said = {"image_id", "category_id", "bbox", "segmentation", *KEPT}
             self._lost.update(f"key '{key}'" for key in record if key not in said)
             stem = self.stems[row] if row >= 0 else None
-            number = record.get("category_id")
-            name = self._names.get(number) if type(number) is int else None
+            number = whole_of(record.get("category_id"))
+            name = self._names.get(number) if number is not None else None
             if not stem:
                 self._lost["annotations without a usable image"] += 1
             elif name is None:
@@ -164,7 +165,7 @@ class _Writing:
             elif (corners := _corners(record.get("bbox"))) is None:
                 self._lost["annotations without a usable box"] += 1
             else:
-                masks = record.get("segmentation") is not None
+                masks = has_mask(record.get("segmentation"))
                 self._lost.update(["masks, which VOC's XML cannot say"] * masks)
                 texts.setdefault(stem, []).append(_object_text(name, corners, record))
                 self.count += 1

@@ -1,8 +1,9 @@
 """YOLO data sets: data.yaml, images/<split>/, labels/<split>/; one text line an object.
 
 A line is `class x y w h` (centre and size over the image's) or `class x1 y1 x2 y2 ...` (one
-polygon). Ids are given in the order of splits, names and lines, from 1; categories keep YOLO's
-numbers, from 0. Image sizes come from the headers.
+polygon); where data.yaml has `kpt_shape`, the numbers after `class x y w h` are key points. Ids
+are given in the order of splits, names and lines, from 1; categories keep YOLO's numbers, from 0.
+Image sizes come from the headers.
 """
 
 import math
@@ -24,7 +25,7 @@ from malcli.data.formats.registry import Sample
 from malcli.data.images.decode import UPRIGHT
 from malcli.data.images.sizes import Found, read_sizes
 from malcli.errors import DataFormatError, MissingImageError
-from malcli.records import BoxTable, Record
+from malcli.records import BoxTable, Problems, Record
 
 SPLITS = ("train", "val", "valid", "test")
 SUFFIXES = frozenset(
@@ -36,6 +37,7 @@ MAX_CLASSES = 100_000
 MAX_NUMBER = 40  # characters of a number in YAML
 YAML_FAILURES = (LookupError, TypeError, AttributeError)  # of PyYAML's constructors, as !!int ''
 NO_NAMES = (list, dict, set, tuple, bytes)
+MAX_POINTS = 100_000  # key points of an object
 _COUNT = re.compile(r"\d{1,9}")
 
 
@@ -48,12 +50,15 @@ class YoloSet:
         root: The folder that names are relative to.
         places: Folders or lists of images, relative to root, by split.
         names: Names of the classes, by number.
+        keypoints: Key points of an object, and numbers of each (2: x y, 3: x y visible); None:
+            the labels are boxes or polygons.
     """
 
     file: Path
     root: Path
     places: dict[str, list[str]]
     names: dict[int, str]
+    keypoints: tuple[int, int] | None
 
 
 def is_yolo(sample: Sample) -> bool:
@@ -71,7 +76,7 @@ def read_yolo(path: Path, images: Path | None = None, *, frame: str = UPRIGHT) -
         frame: Whose sizes count, as in `read_size`: Ultralytics' are those of the picture as shown.
 
     Raises:
-        DataFormatError: data.yaml or a label file cannot be understood.
+        DataFormatError: data.yaml or a label file cannot be understood, or no label file is there.
         MissingImageError: There is no image.
         RunError: The disk of temporary files is full.
     """
@@ -86,10 +91,20 @@ def read_yolo(path: Path, images: Path | None = None, *, frame: str = UPRIGHT) -
             "--images"
         )
     sizes = read_sizes(root, names, frame=frame)
+    labels = [_labels_of(dataset.root, name) for name in names]
+    if not any(labels):
+        raise DataFormatError(
+            dataset.file,
+            f"none of its {len(names)} images has a label file; {names[0]!a} needs "
+            f"{label_path(dataset.root, names[0])}, which may be empty",
+        )
     columns = spool(take_images([]).schema, _image_batches(names, sizes)).table
-    boxes = spool(take_boxes([]).schema, _box_batches(dataset.root, names, sizes))
+    batches = _box_batches(labels, sizes, dataset.keypoints)
+    boxes = spool(take_boxes([]).schema, batches)
     categories = [{"id": number, "name": name} for number, name in dataset.names.items()]
-    return build_table(dataset.root, "yolo", {"categories": categories}, columns, boxes)
+    table = build_table(dataset.root, "yolo", {"categories": categories}, columns, boxes)
+    _note_shared(names, labels, table.problems)
+    return table
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc,unused-ignore]
@@ -132,7 +147,8 @@ def read_yaml(path: Path) -> YoloSet:
     base = value.get("path")
     if isinstance(base, str) and base and "\0" not in base and (root / base).is_dir():
         root = (root / base).resolve()
-    return YoloSet(file, root, _places(file, root, value), _class_names(file, value["names"]))
+    places, names = _places(file, root, value), _class_names(file, value["names"])
+    return YoloSet(file, root, places, names, _keypoints(file, value.get("kpt_shape")))
 
 
 def yaml_of(path: Path) -> Path:
@@ -167,6 +183,19 @@ def _class_names(file: Path, value: object) -> dict[int, str]:
             )
         names[number] = str(name)
     return dict(sorted(names.items()))
+
+
+def _keypoints(file: Path, shape: object) -> tuple[int, int] | None:
+    """Return how many key points an object has, and how many numbers each."""
+    if shape is None:
+        return None
+    whole = isinstance(shape, list) and all(type(number) is int for number in shape)
+    if not isinstance(shape, list) or not whole or len(shape) != 2:
+        raise DataFormatError(file, f"{short(shape)} is not [points, 2 or 3]", None, "kpt_shape")
+    points, numbers = shape
+    if not 0 < points <= MAX_POINTS or numbers not in (2, 3):
+        raise DataFormatError(file, f"{short(shape)} is not [points, 2 or 3]", None, "kpt_shape")
+    return points, numbers
 
 
 def _places(file: Path, root: Path, value: dict[Any, Any]) -> dict[str, list[str]]:
@@ -255,19 +284,38 @@ def label_path(root: Path, name: str) -> Path:
     return root.joinpath(*parts)
 
 
-def _box_batches(root: Path, names: list[str], sizes: list[Found]) -> Iterator[Any]:
+def _labels_of(root: Path, name: str) -> Path | None:
+    """Return the label file of an image; None if there is none, or the name leaves the root."""
+    if ".." in PurePosixPath(name).parts or name.startswith("/") or "\0" in name:
+        return None
+    path = label_path(root, name)
+    return path if os.path.lexists(path) else None
+
+
+def _note_shared(names: list[str], labels: list[Path | None], problems: Problems) -> None:
+    """Count images whose label file is an earlier one's, too: a.jpg and a.png have one a.txt."""
+    first: dict[Path, str] = {}
+    for name, path in zip(names, labels, strict=True):
+        if path is not None and (other := first.setdefault(path, name)) != name:
+            problems.add(
+                "shared-labels",
+                f"{name!a} and {other!a} share {path.name!a}, so each gets its lines; rename one",
+            )
+
+
+def _box_batches(
+    labels: list[Path | None], sizes: list[Found], keypoints: tuple[int, int] | None
+) -> Iterator[Any]:
     """Yield the columns of boxes."""
     batch: list[Record] = []
     number = 1
-    for image, (name, found) in enumerate(zip(names, sizes, strict=True), 1):
-        if ".." in PurePosixPath(name).parts or name.startswith("/") or "\0" in name:
-            continue
-        path = label_path(root, name)
-        if not os.path.lexists(path) or not path.stat().st_size:
+    for image, (path, found) in enumerate(zip(labels, sizes, strict=True), 1):
+        if path is None or not path.stat().st_size:
             continue  # an image without objects
         for line in _lines(path, MAX_LABELS):
             if line:
-                batch.append({"id": number, "image_id": image} | _record(line, found))
+                record = _record(line, found, keypoints)
+                batch.append({"id": number, "image_id": image} | record)
                 number += 1
         if len(batch) >= ROWS:
             yield take_boxes(batch)
@@ -275,7 +323,7 @@ def _box_batches(root: Path, names: list[str], sizes: list[Found]) -> Iterator[A
     yield take_boxes(batch)
 
 
-def _record(line: str, found: Found) -> Record:
+def _record(line: str, found: Found, keypoints: tuple[int, int] | None) -> Record:
     """Return a line as an annotation in pixels; what is no such line is kept as it is."""
     words = line.split()
     try:
@@ -283,9 +331,11 @@ def _record(line: str, found: Found) -> Record:
     except ValueError:
         return {"line": line[:1000]}
     count = len(values) - 1
+    points = keypoints[0] * keypoints[1] if keypoints else 0
+    after = count - points if count - points in (4, 5) else count  # numbers that are no key points
     whole = values[0].is_integer() and abs(values[0]) < 2**31
-    polygon = count >= 6 and count % 2 == 0
-    if not whole or not all(map(math.isfinite, values)) or not (polygon or count in (4, 5)):
+    polygon = not keypoints and count >= 6 and count % 2 == 0
+    if not whole or not all(map(math.isfinite, values)) or not (polygon or after in (4, 5)):
         return {"line": line[:1000]}
     record: Record = {"category_id": int(values[0])}
     if found.height is None or found.width is None:
@@ -293,10 +343,22 @@ def _record(line: str, found: Found) -> Record:
     height, width = found.height, found.width
     if polygon:
         sides = [width, height] * (count // 2)
-        points = [value * side for value, side in zip(values[1:], sides, strict=True)]
-        left, top = min(points[::2]), min(points[1::2])
-        box = [left, top, max(points[::2]) - left, max(points[1::2]) - top]
-        return record | {"bbox": box, "segmentation": [points]}
+        outline = [value * side for value, side in zip(values[1:], sides, strict=True)]
+        left, top = min(outline[::2]), min(outline[1::2])
+        box = [left, top, max(outline[::2]) - left, max(outline[1::2]) - top]
+        return record | {"bbox": box, "segmentation": [outline]}
     x, y, w, h = values[1:5]
-    box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
-    return record | {"bbox": box} | ({"score": values[5]} if count == 5 else {})
+    record["bbox"] = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
+    if keypoints and after < count:
+        record["keypoints"] = _in_pixels(values[5 : 5 + points], keypoints[1], width, height)
+    return record | ({"score": values[-1]} if after == 5 else {})
+
+
+def _in_pixels(values: list[float], numbers: int, width: int, height: int) -> list[float]:
+    """Return key points as COCO has them: x, y, visible; 0 0 is none, as for YOLO's trainers."""
+    made: list[float] = []
+    for place in range(0, len(values), numbers):
+        x, y = values[place : place + 2]
+        seen = values[place + 2] if numbers == 3 else 2.0 if x or y else 0.0
+        made += [x * width, y * height, seen]
+    return made

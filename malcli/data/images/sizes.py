@@ -4,19 +4,26 @@ A size that is kept is used only while the image file has the same length and ti
 """
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from malcli.data.boxtable.build import build_table
 from malcli.data.boxtable.cache import FAILURES, cache_folder, entry_name
+from malcli.data.boxtable.columns import encode_json
+from malcli.data.boxtable.spill import spool
 from malcli.data.images.decode import OF_THE_FILE, STORED, UPRIGHT, machine_failed, read_size
-from malcli.data.images.find import image_path
+from malcli.data.images.find import find_images, image_path
 from malcli.errors import BadImage, MalcliError
 from malcli.files import replacing
+from malcli.records import BoxTable
 
 WORTH = 256  # images; the headers of fewer are read at once
 THREADS = 4
@@ -102,6 +109,43 @@ def read_sizes(
     if len(names) >= WORTH and fresh:
         _keep(root, frame, kept | fresh)
     return found
+
+
+def fill_sizes(
+    table: BoxTable, annotations: Path, images: Path | None, exif: str = "auto"
+) -> BoxTable:
+    """Return the table with the sizes that its images lack, or have as 0, from their headers.
+
+    Args:
+        table: Returned as it is where no size is missing.
+        annotations: The annotation file.
+        images: The image folder; None: looked up.
+        exif: Whose sizes count where EXIF turns a photograph, as in `frame_of`.
+
+    Raises:
+        MissingImageError: None of the images is there.
+    """
+    sides = [pc.fill_null(table.images[side], 0).to_numpy() for side in ("height", "width")]
+    missing = np.flatnonzero(np.minimum(*sides) <= 0)
+    names = table.images["file_name"].to_pylist()
+    if not any(names[row] for row in missing):
+        return table
+    folder = find_images(annotations, table, images, exif)
+    found = read_sizes(folder.root, [names[row] or "" for row in missing], frame=folder.frame)
+    columns = {name: table.images[name].to_pylist() for name in ("height", "width", "extra")}
+    for row, size in zip(missing.tolist(), found, strict=True):
+        if size.height is None:
+            continue
+        extra = json.loads(columns["extra"][row] or "{}")
+        rest = {key: value for key, value in extra.items() if key not in ("height", "width")}
+        columns["extra"][row] = encode_json(rest) if rest else None
+        columns["height"][row], columns["width"][row] = size.height, size.width
+    made = table.images
+    for name, values in columns.items():
+        place = made.schema.get_field_index(name)
+        made = made.set_column(place, name, pa.array(values, made.schema.field(name).type))
+    boxes = spool(table.boxes.schema, table.batches())
+    return build_table(table.path, table.format, table.header, made, boxes)
 
 
 def _places(root: Path, name: str, suffixes: tuple[str, ...]) -> Iterator[tuple[Path, str]]:

@@ -13,6 +13,7 @@ from malcli.data.formats.open import open_boxes, recognise
 from malcli.data.formats.registry import FORMATS, Format, format_of_output, inputs_of
 from malcli.data.images.find import find_images
 from malcli.engine.convert.record_changes import Changes
+from malcli.engine.inputs import with_sizes
 from malcli.errors import ConfigError, MissingImageError, OutputError
 from malcli.files import folder_beside, refuse_special
 from malcli.records import BoxTable, Problems
@@ -95,6 +96,8 @@ def convert_annotations(config: ConvertConfig) -> ConvertResult:
     table = open_boxes(
         config.src, from_, config.images, with_masks=not config.boxes_only, exif=config.exif
     )
+    if "lost" in to.write_takes or config.rle:  # the others keep images as they are
+        table = with_sizes(table, config.src, config.images, config.exif)
     _report(table.problems)
     dst = outputs[0]
     if unchanged := any(map(_is_there, outputs)) and not config.overwrite:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from malcli.config.convert import ConvertConfig
 from malcli.data.formats.lvis import LISTS as LVIS_LISTS
 from malcli.geometry.polygons import polygons_of
-from malcli.geometry.rle import RleError, from_segmentation, paired_iou, run_lengths
+from malcli.geometry.rle import RleError, from_segmentation, has_mask, paired_iou, run_lengths
 from malcli.records import (
     BATCHES_KEPT,
     STATUS_OK,
@@ -86,7 +86,7 @@ class Changes:
     def _is_wanted(self, record: Record) -> bool:
         if self._config.drop_unlabelled:
             status = record.get("malcli_status", STATUS_OK)
-            if status != STATUS_OK or not record.get("segmentation"):
+            if status != STATUS_OK or not has_mask(record.get("segmentation")):
                 return False
         score = record.get("malcli_score", record.get("score"))
         if self._config.min_score is None or not isinstance(score, int | float):
@@ -110,7 +110,7 @@ class Changes:
         made: list[tuple[Rle, Rle]] = []
         for record, image in pairs:
             value = record.get("segmentation")
-            if value is None:
+            if not has_mask(value):
                 continue
             hw = self._hw[image] if image >= 0 else (0, 0)
             try:

@@ -29,7 +29,7 @@ from malcli.engine.eval.read_instances import (
     read_predicted,
 )
 from malcli.engine.eval.result import EvalIntervals, EvalResult
-from malcli.engine.inputs import refuse_problems
+from malcli.engine.inputs import refuse_problems, with_sizes
 from malcli.engine.machine.signals import command_of
 from malcli.errors import Interrupted
 from malcli.geometry.boxes import SIZE_NAMES
@@ -38,19 +38,20 @@ from malcli.metrics.confidence import ScoreQuality, measure_score
 from malcli.metrics.miou import Bounded, Interval, category_means, interval, resample_images
 from malcli.metrics.pairing import Instances
 from malcli.metrics.retention import retention
+from malcli.model.locate import name_of
 from malcli.records import BoxTable, Problems, category_names
 from malcli.report.charts import Category
 from malcli.report.html import check_page, eval_page, write_page
 from malcli.report.progress import log
+
+if TYPE_CHECKING:
+    from malcli.engine.label.command import LabelResult
 
 AP_RESAMPLES = 200  # accumulating AP again costs more than a mean
 LVIS_RULES = (
     " by COCO's rules: 100 detections an image, and every image counts as fully annotated; LVIS's "
     "own evaluation leaves out what its annotators did not look for, so its numbers are higher"
 )
-
-if TYPE_CHECKING:
-    pass
 UNKNOWN_CATEGORY = "predictions of categories that --gt does not have (never right)"
 OTHER_NAME = "categories of another name than in --gt"
 
@@ -90,7 +91,8 @@ def evaluate(config: EvalConfig) -> EvalResult:
     result = EvalResult(
         gt=config.gt,
         pred=config.pred or config.masks,
-        checkpoint=checkpoint_of(sides.source),
+        checkpoint=sides.checkpoint,
+        quality=sides.quality,
         metrics=scored.metrics if scored else None,
         ap={**aps["ap"].stats, **frequency_ap(aps["ap"], frequency)},
         box_ap={**aps["box_ap"].stats, **frequency_ap(aps["box_ap"], frequency)},
@@ -116,16 +118,14 @@ def read_sides(config: EvalConfig) -> Sides:
     """
     log(f"eval: reading {config.gt}")
     problems = Problems()
-    table = select(
-        open_boxes(config.gt, config.format, config.images, exif=config.exif),
-        config.categories,
-        config.limit,
-    )
+    read = open_boxes(config.gt, config.format, config.images, exif=config.exif)
+    sized = with_sizes(read, config.gt, config.images, config.exif)
+    table = select(sized, config.categories, config.limit)
     frame = read_frame(table, config.categories, config.limit)
     human = read_human(table, frame, problems)
     if config.strict:
         refuse_problems(config.gt, problems)
-    with _masks(config) as path:
+    with _masks(config) as (path, labelled):
         source = open_predicted(path)
         predicted = read_predicted(source, frame, problems)
     _compare_categories(source, frame, human, predicted, problems)
@@ -133,7 +133,10 @@ def read_sides(config: EvalConfig) -> Sides:
         refuse_problems(path, problems)
     for kind, examples in problems.examples.items():
         log(f"eval: {problems.counts[kind]} {kind}, such as {examples[0]}")
-    return Sides(table, source, frame, human, predicted, problems)
+    checkpoint, quality = checkpoint_of(source), None
+    if labelled is not None and labelled.checkpoint is not None:
+        checkpoint, quality = name_of(labelled.checkpoint), labelled.quality
+    return Sides(table, source, frame, human, predicted, problems, checkpoint, quality)
 
 
 def _compare_categories(
@@ -168,18 +171,19 @@ def _score_quality(sides: Sides, scored: Scored) -> ScoreQuality | None:
 
 
 @contextlib.contextmanager
-def _masks(config: EvalConfig) -> Iterator[Path]:
+def _masks(config: EvalConfig) -> Iterator[tuple[Path, "LabelResult | None"]]:
     """Yield the masks to score; without `--pred` they are made first, and kept with `--masks`."""
     if config.pred is not None:
-        yield config.pred
+        yield config.pred, None
     elif config.masks is not None:
-        yield _label(config, config.masks)
+        yield config.masks, _label(config, config.masks)
     else:
         with tempfile.TemporaryDirectory(prefix="malcli-eval-") as folder:
-            yield _label(config, Path(folder) / "masks.json")
+            out = Path(folder) / "masks.json"
+            yield out, _label(config, out)
 
 
-def _label(config: EvalConfig, out: Path) -> Path:
+def _label(config: EvalConfig, out: Path) -> "LabelResult":
     """Label the boxes of `--gt`, with the settings that both commands share."""
     from malcli.engine.label.command import label
     from malcli.engine.label.settings import resolve_label
@@ -187,7 +191,7 @@ def _label(config: EvalConfig, out: Path) -> Path:
     known = {item.name for item in dataclasses.fields(LabelConfig)} - {"report"}
     shared = {key: value for key, value in vars(config).items() if key in known}
     try:
-        label(resolve_label({"boxes": config.gt, "out": out, **shared}))
+        return label(resolve_label({"boxes": config.gt, "out": out, **shared}))
     except Interrupted as error:  # it names `label`, and perhaps a folder that is gone by then
         kept = "finished parts" if config.masks else "nothing (with --masks FILE, finished parts)"
         again = dataclasses.replace(config, overwrite=config.overwrite and not config.masks)
@@ -196,7 +200,6 @@ def _label(config: EvalConfig, out: Path) -> Path:
             f"{command_of(again, 'eval')}",
             error.signum,
         ) from None
-    return out
 
 
 def _intervals(

@@ -4,8 +4,8 @@ Decides which records can be used, and counts the others; knows nothing of metri
 """
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -14,6 +14,7 @@ import numpy as np
 from malcli.data.boxtable.json_stream import JsonText, open_regular
 from malcli.data.formats.coco import read_results
 from malcli.data.formats.open import open_boxes
+from malcli.engine.eval.image_ids import row_of, rows_of_results
 from malcli.errors import DataFormatError
 from malcli.geometry.rle import RleError, find_good, from_segmentation, rle_box
 from malcli.messages import short
@@ -26,6 +27,7 @@ from malcli.records import (
     category_names,
     category_records,
     records_of,
+    whole_of,
 )
 
 LARGEST = 1e300  # a longer integer would not fit a float
@@ -70,6 +72,8 @@ class Sides:
         human: Human instances, crowd included.
         predicted: Predicted instances on the same image rows.
         problems: Records that could not be used.
+        checkpoint: What made the predictions, if known.
+        quality: What it says of its quality on human masks.
     """
 
     table: BoxTable
@@ -78,6 +82,8 @@ class Sides:
     human: Instances
     predicted: Instances
     problems: Problems
+    checkpoint: str | None = None
+    quality: dict[str, Any] | None = None
 
 
 def read_frame(table: BoxTable, categories: str | None = None, limit: int | None = None) -> Frame:
@@ -156,7 +162,6 @@ def read_predicted(source: BoxTable | Path, frame: Frame, problems: Problems) ->
     Raises:
         DataFormatError: There are predictions, but none of an image of the human side.
     """
-    builder = _Builder(frame, problems, human=False)
     chunks: Iterable[list[Record]]
     if isinstance(source, BoxTable):
         path, chunks = source.path, _records(source)
@@ -165,13 +170,16 @@ def read_predicted(source: BoxTable | Path, frame: Frame, problems: Problems) ->
         results = read_results(source)
         path, total = source, len(results)
         chunks = (results[i : i + CHUNK] for i in range(0, total, CHUNK))
+        frame = replace(frame, row=rows_of_results(path, frame.row, frame.names, results))
+    builder = _Builder(frame, problems, human=False)
     for chunk in chunks:
         builder.add(chunk)
     if total and builder.elsewhere == total and not frame.partial:
         raise DataFormatError(
             path,
-            "none of its images is in --gt; give the masks of the same data set, with the "
-            "image ids of --gt",
+            f"none of its images is in --gt, which has ids such as {next(iter(frame.row), None)!r} "
+            f"and names such as {next(iter(frame.names), '')!a}; give the masks of the same data "
+            "set, with its image ids or, in a results list, its file names",
         )
     return builder.columns()
 
@@ -208,7 +216,7 @@ class _Builder:
         """Take the records of known images and chosen categories."""
         kept = []
         for place, record in enumerate(records, self.seen):
-            row = _get(self.frame.row, record.get("image_id"))
+            row = row_of(self.frame.row, record.get("image_id"))
             if row is None:
                 self.elsewhere += 1
                 if not self.frame.partial:
@@ -259,7 +267,8 @@ class _Builder:
         self._problem(HUMAN if self.human else PREDICTED, record, place, reason)
 
     def _append(self, place: int, row: int, record: Record, rle: Rle | None) -> None:
-        number, category, area = (record.get(key) for key in ("id", "category_id", "area"))
+        number, area = record.get("id"), record.get("area")
+        category = whole_of(record.get("category_id"))
         box = _box(record.get("bbox"))
         if self.human and rle is not None and not math.isfinite(box[0]):
             box = [float(side) for side in rle_box(rle)]
@@ -269,7 +278,7 @@ class _Builder:
         self.numbers.append(
             (
                 row,
-                category if _is_id(category) else -1,
+                -1 if category is None else category,
                 record.get("iscrowd") == 1,
                 self._score(record, place),
                 float(area) if _is_finite(area) else math.nan,
@@ -309,13 +318,8 @@ class _Builder:
         )
 
 
-def _get(rows: Mapping[Hashable, int], key: object) -> int | None:
-    """Return rows[key], None if it is not there or nothing that could be."""
-    return rows.get(key) if isinstance(key, Hashable) else None
-
-
 def _is_in(value: object, chosen: frozenset[int]) -> bool:
-    return _is_id(value) and value in chosen
+    return whole_of(value) in chosen and whole_of(value) is not None
 
 
 def _is_id(value: object) -> TypeGuard[int]:

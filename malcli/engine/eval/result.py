@@ -44,7 +44,8 @@ class EvalResult(Shown):
     Attributes:
         gt: The human masks.
         pred: The masks scored; None if they were made here and not kept.
-        checkpoint: What made the masks, as their file says it.
+        checkpoint: What made the masks: the labeler's path or `shipped`; with `pred` the hash that
+            their file states.
         metrics: The IoU metrics.
         ap: COCO's twelve numbers, mask; with LVIS's frequencies also APr, APc, APf.
         box_ap: The same of the boxes.
@@ -54,6 +55,7 @@ class EvalResult(Shown):
         retention: {AP name: what is kept of the oracle's}, per cent.
         comparison: The second file of masks or detections.
         score: How well the masks' scores tell their IoU, as `confidence.measure_score` has it.
+        quality: What the labeler says of its quality on human masks; None: not measured, or `pred`.
         problems: Records that could not be used.
         report: The page that was written, if any.
     """
@@ -70,6 +72,7 @@ class EvalResult(Shown):
     retention: dict[str, Bounded] | None = None
     comparison: Comparison | ApComparison | None = None
     score: ScoreQuality | None = None
+    quality: dict[str, Any] | None = None
     problems: Problems = field(default_factory=Problems)
     report: Path | None = None
 
@@ -94,6 +97,7 @@ class EvalResult(Shown):
             "gt": str(self.gt),
             "pred": None if self.pred is None else str(self.pred),
             "checkpoint": self.checkpoint,
+            "quality": self.quality,
             "problems": self.problems.counts,
         }
 

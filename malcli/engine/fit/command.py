@@ -27,6 +27,7 @@ from malcli.engine.fit import run_folder
 from malcli.engine.fit.networks import build_networks, with_architecture_of_weights
 from malcli.engine.fit.states import has_state
 from malcli.engine.fit.trainer import Trainer, resumable
+from malcli.engine.inputs import with_sizes
 from malcli.engine.label.crop_sizes import AUTO
 from malcli.engine.label.settings import auto_batch
 from malcli.engine.label.thresholds import auto_thresholds
@@ -104,11 +105,9 @@ def fit(config: FitConfig) -> FitResult:
     given, config = config, with_architecture_of_weights(config)
     run, continued = run_folder.choose_run(config)
     accelerator.wait_for_everyone()  # before the first process makes the folder
-    table = select(
-        open_boxes(config.data, config.format, config.images, with_masks=False, exif=config.exif),
-        config.categories,
-        config.limit,
-    )
+    read = open_boxes(config.data, config.format, config.images, with_masks=False, exif=config.exif)
+    sized = with_sizes(read, config.data, config.images, config.exif)
+    table = select(sized, config.categories, config.limit)
     rows = _rows(config, table)
     folder = find_images(config.data, table, config.images, config.exif, config.max_failures)
     crops = TrainingCrops(table, folder, _rule(config), _composites(config, table))

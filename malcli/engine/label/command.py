@@ -45,8 +45,8 @@ from malcli.errors import (
     OutputError,
     RunError,
 )
-from malcli.model.locate import locate_checkpoint, preset_of
-from malcli.records import NO_MEMORY, UNUSABLE_REASONS, Problems, skipped
+from malcli.model.locate import locate_checkpoint, name_of, preset_of, quality_of, usable_runs
+from malcli.records import Problems
 from malcli.report.html import check_page
 from malcli.report.progress import Progress, log
 from malcli.report.shown import Shown
@@ -58,7 +58,6 @@ if TYPE_CHECKING:
     from malcli.model.checkpoint import Checkpoint
 
 STAGES = ("read", "decode", "crop", "network", "paste", "encode", "write", "wait")
-BAD_STATUSES = tuple(map(skipped, (*UNUSABLE_REASONS, NO_MEMORY)))
 
 
 @dataclass
@@ -73,6 +72,7 @@ class LabelResult(Shown):
         labelled: Boxes that this start labelled or skipped, and the seconds that it took.
         problems: What is wrong with which records.
         checkpoint: The file that labelled; None if none was needed.
+        quality: What it says of its quality on human masks; None: not measured, or none needed.
         estimate: Of a dry run: what the job will take.
         report: The page that was written, if any.
     """
@@ -84,6 +84,7 @@ class LabelResult(Shown):
     labelled: tuple[int, float] = (0, 0.0)
     problems: Problems = field(default_factory=Problems)
     checkpoint: Path | None = None
+    quality: dict[str, Any] | None = None
     estimate: dict[str, Any] | None = None
     report: Path | None = None
 
@@ -109,7 +110,8 @@ class LabelResult(Shown):
             "peak_memory_mb": round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1),
             "out": None if self.out is None else str(self.out),
             "merged": self.merged,
-            "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
+            "checkpoint": None if self.checkpoint is None else name_of(self.checkpoint),
+            "quality": self.quality,
             "problems": {
                 kind: {"count": count, "examples": self.problems.examples.get(kind, [])}
                 for kind, count in sorted(self.problems.counts.items())
@@ -157,6 +159,7 @@ def _dry_run(config: LabelConfig) -> LabelResult:
     inputs.report_problems(table.problems)
     if config.strict:
         inputs.refuse_problems(table.path, table.problems)
+    inputs.refuse_unusable(config.boxes, result.counts, table.problems)
     return result
 
 
@@ -206,6 +209,7 @@ class _Start:
         inputs.report_problems(table.problems)
         if self.config.strict:
             inputs.refuse_problems(table.path, table.problems)
+        inputs.refuse_unusable(self.config.boxes, inputs.statuses_of(table), table.problems)
         parts = PartFolder(jobs.parts_path(self.out), table)
         mine = [] if self.config.merge else list(range(len(parts)))[self.share]
         if manifest is None and self._retried:
@@ -262,6 +266,10 @@ class _Start:
             self.config = dataclasses.replace(config, **kept)
             return job
         checkpoint = self.result.checkpoint = locate_checkpoint(config.checkpoint)
+        self.result.quality = quality_of(checkpoint)
+        if config.checkpoint is None:
+            for run, why in usable_runs()[1].items():
+                log(f"label: {run} is passed over: {why}; to take it: --checkpoint {run}")
         if files.is_same(checkpoint, self.out):
             raise OutputError(f"{self.out}: --out is also the checkpoint; name another")
         with self.clock.cpu("read"):
@@ -337,7 +345,7 @@ class _Start:
             said = f"mIoU {miou:.3f} on {quality['data']}" if miou else "quality not measured"
             if preset_of(self.result.checkpoint):
                 said += "; of the released code: its preset holds where you set nothing"
-            log(f"label: checkpoint {self.result.checkpoint} ({said})")
+            log(f"label: checkpoint {name_of(self.result.checkpoint)} ({said})")
             for note in self._loaded.notes:
                 log(f"label: {note}")
         return self._loaded
@@ -444,14 +452,23 @@ class _Start:
         with self.clock.cpu("write"):
             counts = parts.count()
             self._refuse_bad(counts)
+            self._refuse_unusable(parts, counts)
             stamp = jobs.stamp_of(job, manifest, counts)
             merge(parts, self.out, stamp, lambda: self._stop_here(parts))
         log(f"{self.out}: finished")
         return self._finished(job)
 
+    def _refuse_unusable(self, parts: PartFolder, counts: dict[str, int]) -> None:
+        """Raise DataFormatError if no box was labelled; without parts the job can be done anew."""
+        try:
+            inputs.refuse_unusable(self.config.boxes, counts, parts.table.problems)
+        except DataFormatError:
+            jobs.remove_parts(self.out)
+            raise
+
     def _refuse_bad(self, counts: dict[str, int]) -> None:
         """Raise DataFormatError, with `strict`, if an image turned out bad while labelling."""
-        bad = {status: counts[status] for status in BAD_STATUSES if counts.get(status)}
+        bad = {status: counts[status] for status in inputs.BAD_STATUSES if counts.get(status)}
         if self.config.strict and bad:
             said = ", ".join(f"{count} boxes {status}" for status, count in bad.items())
             raise DataFormatError(self.config.boxes, f"--strict: {said}; without it they are kept")

@@ -76,7 +76,9 @@ NAN, INF = float("nan"), float("inf")
         [],
         [1, 2, 3],
         [1, 2, 3, 4, 5],
-        [1, 2, "3", 4],
+        [1, 2, "three", 4],
+        ["1", "2", "3"],
+        [[1, 2, 3, 4], [1, 2, 3, 4]],
         [1, 2, True, 4],
         [1, 2, None, 4],
         {"x": 1},
@@ -118,7 +120,7 @@ def test_a_box_partly_outside_is_ok(read, bbox):
     assert statuses(read(data([box(1, bbox=bbox)]))) == ["ok"]
 
 
-@pytest.mark.parametrize("image_id", [2, "1", None, 1.5, True, 2**70, [1]])
+@pytest.mark.parametrize("image_id", [2, "2", "01", "+1", "1.0", None, 1.5, True, 2**70, [1]])
 def test_an_unknown_image_id_is_no_image(read, image_id):
     table = read(data([box(1, image_id)]))
     assert statuses(table) == ["skipped:no-image"]
@@ -250,22 +252,19 @@ SOME_ID = st.sampled_from(["a", "b", "", "1", "2", "c" * 20, 1, 2, 3, 2**70])
     image_ids=st.lists(SOME_ID, min_size=6, max_size=6),
     images=st.lists(SOME_ID, min_size=1, max_size=6, unique_by=str),
 )
-def test_text_and_numbers_are_one_kind_of_id_only_where_a_file_has_both(
+def test_ids_of_images_are_equal_as_text_and_others_become_it_where_one_is(
     read, ids, image_ids, images
 ):
-    """Against a plain lookup: numbers become text where one id of the list cannot be a number."""
+    """Against a plain lookup by text; annotations keep their ids as they were."""
     annotations = [box(one, other) for one, other in zip(ids, image_ids, strict=False)]
     table = read(data(annotations, [image(each) for each in images]))
 
     def are_text(given):
         return any(isinstance(each, str) or each >= 2**63 for each in given)
 
-    def known(given):
-        return {str(each) if are_text(images) else each: row for row, each in enumerate(given)}
-
-    rows = known(images)
-    wanted = [str(each) if are_text(images) else each for each in image_ids[: len(ids)]]
-    assert table.boxes["image"].to_pylist() == [rows.get(each, -1) for each in wanted]
+    rows = {str(each): row for row, each in enumerate(images)}
+    wanted = [rows.get(str(each), -1) for each in image_ids[: len(ids)]]
+    assert table.boxes["image"].to_pylist() == wanted
     assert table.boxes["id"].to_pylist() == ([str(i) for i in ids] if are_text(ids) else ids)
     assert records_of(table) == annotations
 
@@ -421,3 +420,71 @@ def test_a_file_of_videos_is_told_from_one_without_images(tmp_path):
     path.write_text(json.dumps({"videos": [{"id": 1, "file_names": []}], "annotations": []}))
     with pytest.raises(DataFormatError, match="but videos; save frames as images"):
         read_coco(path)
+
+
+@pytest.mark.parametrize(
+    "bbox", [["10", "2.5", "5e0", " 4 "], [[10, 2.5, 5, 4]], [["10", 2.5, 5, 4.0]]]
+)
+def test_numbers_as_text_and_a_list_of_one_box_are_read_and_kept(read, bbox):
+    table = read(data([box(1), {**box(2, bbox=bbox), "category_id": "1"}]))
+    assert table.boxes["bbox"][1].as_py() == [10, 2.5, 5, 4]
+    assert table.boxes["category_id"].to_pylist() == [1, 1]
+    assert table.problems.counts == {}
+    assert records_of(table)[1] == {**box(2, bbox=bbox), "category_id": "1"}
+
+
+@pytest.mark.parametrize(
+    ("image_id", "given"), [(1, "1"), ("1", 1), (-7, "-7"), (2**40, str(2**40))]
+)
+def test_an_image_id_of_another_type_is_joined_and_said_once(read, image_id, given):
+    table = read(data([box(1, given), box(2, given, bbox=[1, 2, 3, 5])], [image(image_id)]))
+    assert statuses(table) == ["ok", "ok"]
+    assert table.problems.counts == {"id-of-other-type": 2}
+    (said,) = filter(None, table.problems.examples["id-of-other-type"])
+    assert said == f"image_id {given!r} and the image's id are text and number, joined"
+    assert [one["image_id"] for one in records_of(table)] == [given] * 2
+
+
+@pytest.mark.parametrize(
+    ("extra", "count"),
+    [
+        ({"attributes": {"rotation": 40.0}}, 1),
+        ({"rotation": -12}, 1),
+        ({"attributes": {"rotation": 359.5, "occluded": False}}, 1),
+        ({"attributes": {"rotation": 0.0}}, 0),
+        ({"rotation": 360}, 0),
+        ({"rotation": "left"}, 0),
+        ({"other": {"rotation": 5}}, 0),
+    ],
+)
+def test_rotated_boxes_are_counted_and_labelled(read, extra, count):
+    table = read(data([box(1), {**box(2, bbox=[1, 2, 5, 5]), **extra}]))
+    assert table.problems.counts.get("rotated-bbox", 0) == count
+    assert statuses(table) == ["ok", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "kind"),
+    [
+        ([[10, 5, 40, 30], [30, 10, 50, 20], [20, 15, 60, 40]], "corners-as-bbox"),
+        ([[1, 1, 58, 39], [30, 20, 59, 39], [2, 2, 9, 9], [5, 5, 55, 38]], "corners-as-bbox"),
+        ([[10, 5, 20, 20], [30, 10, 20, 20], [5, 5, 10, 10]], None),  # all inside
+        ([[10, 5, 60, 30], [30, 10, 20, 20], [20, 15, 60, 40]], None),  # w < x: no corner
+        ([[10, 5, 60, 30]], None),  # one says nothing
+        ([[0.1, 0.2, 0.5, 0.25]], "relative-bbox"),
+        ([[0, 0, 1, 1], [0.5, 0.5, 0.25, 0.5]], "relative-bbox"),
+        ([[0, 0, 1, 1]], None),  # a pixel
+        ([[0.1, 0.2, 0.5, 0.25], [3, 4, 5, 6]], None),
+    ],
+)
+def test_boxes_that_look_like_corners_or_shares_are_said(read, boxes, kind):
+    """In an image of 60 x 40."""
+    table = read(data([box(n, bbox=bbox) for n, bbox in enumerate(boxes, 1)]))
+    assert [*table.problems.counts] == ([kind] if kind else [])
+    assert set(statuses(table)) == {"ok"}
+
+
+def test_a_panoptic_file_is_named(read):
+    record = {"image_id": 1, "file_name": "1.png", "segments_info": [{"id": 5, "category_id": 1}]}
+    with pytest.raises(DataFormatError, match=r"panoptic.*instances_"):
+        read(data([record]))

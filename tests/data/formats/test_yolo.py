@@ -211,3 +211,52 @@ def test_a_yaml_that_grows_when_it_is_read_is_refused_in_one_short_line(root, te
     message = str(caught.value).removeprefix(str(root))
     assert message.isprintable()
     assert len(message) < 300
+
+
+@pytest.mark.parametrize(
+    ("shape", "numbers", "extra"),
+    [
+        ("[2, 2]", "0.25 0.5 0 0", {"keypoints": [15, 20, 2, 0, 0, 0]}),
+        ("[2, 3]", "0.25 0.5 1 0.5 0.25 0", {"keypoints": [15, 20, 1, 30, 10, 0]}),
+        ("[12, 2]", " ".join(["0.5"] * 24), {"keypoints": [30, 20, 2] * 12}),
+        ("[17, 3]", " ".join(["0.5"] * 51), {"keypoints": [30, 20, 0.5] * 17}),
+        ("[1, 2]", "0.5 0.5 0.75", {"keypoints": [30, 20, 2], "score": 0.75}),
+        ("[17, 3]", "", {}),
+        ("[2, 2]", "0.625", {"score": 0.625}),
+    ],
+)
+def test_pose_lines_are_boxes_with_key_points_and_never_polygons(root, shape, numbers, extra):
+    (root / "data.yaml").write_text(f"{YAML}kpt_shape: {shape}\n")
+    put(root, "images/train/b.png", f"1 0.5 0.5 0.5 0.5 {numbers}\n")
+    record, _ = records_of(read_yolo(root))
+    assert record.pop("bbox") == [15, 10, 30, 20]
+    assert record == {"id": 1, "image_id": 2, "category_id": 1} | extra
+
+
+def test_a_polygon_in_a_set_of_poses_is_no_box(root):
+    (root / "data.yaml").write_text(f"{YAML}kpt_shape: [2, 2]\n")
+    assert read_yolo(root).boxes["status"].to_pylist() == ["skipped:bad-box", "ok", "ok"]
+
+
+@pytest.mark.parametrize("shape", ["5", "[2]", "[0, 2]", "[2, 4]", "[a, 2]", "[true, 2]", "{}"])
+def test_a_wrong_shape_of_key_points_is_named(root, shape):
+    (root / "data.yaml").write_text(f"{YAML}kpt_shape: {shape}\n")
+    with pytest.raises(DataFormatError, match="kpt_shape"):
+        read_yolo(root)
+
+
+def test_images_that_share_a_label_file_are_counted_and_named(root):
+    put(root, "images/train/b.bmp")
+    table = read_yolo(root)
+    assert table.problems.counts == {"shared-labels": 1}
+    (said,) = table.problems.examples["shared-labels"]
+    assert "'images/train/b.png' and 'images/train/b.bmp' share 'b.txt'" in said
+
+
+def test_a_set_without_any_label_file_is_refused_one_with_an_empty_one_is_not(root):
+    for path in root.glob("labels/*/*.txt"):
+        path.unlink()
+    with pytest.raises(DataFormatError, match=r"none of its 3 images has a label file.*a\.txt"):
+        read_yolo(root)
+    put(root, "images/train/a.png", "")
+    assert read_yolo(root).boxes.num_rows == 0

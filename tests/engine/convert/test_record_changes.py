@@ -19,7 +19,7 @@ from malcli.data.formats.open import open_boxes
 from malcli.engine.convert import record_changes
 from malcli.engine.convert.command import convert
 from malcli.engine.eval.masks import evaluate
-from malcli.errors import ConfigError, MissingImageError, OutputError
+from malcli.errors import ConfigError, DataFormatError, MissingImageError, OutputError
 from malcli.geometry.rle import encode_crop, from_segmentation
 from malcli.records import records_of
 
@@ -262,7 +262,9 @@ def test_hostile_names_write_nothing_outside(src, tmp_path):
     value["images"][1]["file_name"] = "/tmp/evil.png"
     src.write_text(json.dumps(value))
     for dst, to in ((tmp_path / "yolo", "yolo"), (tmp_path / "oi.csv", "openimages")):
-        assert run(src, dst, to=to).left_out == 4
+        with pytest.raises(DataFormatError, match="none of its annotations can be written: 4"):
+            run(src, dst, to=to)
+        assert not dst.exists()
     assert not list(tmp_path.rglob("*evil*"))
 
 
@@ -348,3 +350,79 @@ def test_every_lossless_format_gives_the_same_data_back(src, tmp_path, to):
     run(src, tmp_path / "b", to=to)
     run(tmp_path / "b", tmp_path / "c.json", from_=to)
     assert load(tmp_path / "c.json") == value_of()
+
+
+NO_MASKS = [[], {}, [[]], None, [[], []], "absent"]
+
+
+def box_file(folder, segmentations, names=("1.png", "2.png"), **more):
+    """Write a file of one annotation for each segmentation, on the first image."""
+    images = [
+        {"id": n, "file_name": name, "height": 40, "width": 60} for n, name in enumerate(names, 1)
+    ]
+    boxes = []
+    for n, value in enumerate(segmentations, 1):
+        box = {"id": n, "image_id": 1 + n % len(names), "category_id": 1, "bbox": [n, 2, 10, 12]}
+        boxes.append(box if value == "absent" else box | {"segmentation": value})
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", HW[::-1]).save(folder / name)
+    value = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "a"}]}
+    (folder / "boxes_train.json").write_text(json.dumps(value | more))
+    return folder / "boxes_train.json"
+
+
+@pytest.mark.parametrize("values", [*([value] * 3 for value in NO_MASKS), NO_MASKS])
+def test_boxes_without_masks_are_box_lines_however_a_tool_says_none(tmp_path, values):
+    src = box_file(tmp_path / "in", values)
+    result = run(src, tmp_path / "yolo", to="yolo")
+    assert result.records_out == len(values)
+    boxes = sorted(each["bbox"] for each in records_of(open_boxes(tmp_path / "yolo")))
+    assert boxes == [pytest.approx([n, 2, 10, 12]) for n in range(1, len(values) + 1)]
+
+
+MASK = [[1, 2, 11, 2, 11, 14, 1, 14]]
+
+
+@pytest.mark.parametrize(
+    ("values", "widths", "said"),
+    [
+        ([MASK, MASK, []], [4, 8, 8], "boxes without a mask among polygons"),
+        ([MASK, [], {}], [4, 4, 4], "masks, since most records have none"),
+        ([MASK, MASK, {"size": [1, 1], "counts": "0"}], [4, 8, 8], "masks that cannot be read"),
+        ([MASK, [*MASK, [3, 4, 5, 6]]], [8, 8], None),
+    ],
+)
+def test_a_folder_of_boxes_and_polygons_is_said_and_loses_no_object(tmp_path, values, widths, said):
+    result = run(box_file(tmp_path / "in", values), tmp_path / "yolo", to="yolo")
+    assert result.records_out == len(values)
+    lines = "".join(p.read_text() for p in (tmp_path / "yolo/labels").rglob("*.txt")).splitlines()
+    assert sorted(len(line.split()) - 1 for line in lines) == widths
+    assert said is None or [what for what in result.lost if what.startswith(said)]
+
+
+@pytest.mark.parametrize(
+    ("names", "second"),
+    [
+        (("a.png", "a.bmp"), "images/train/a-bmp.bmp"),
+        (("cam/a.b.png", "cam/a.b.bmp"), "images/train/cam/a.b-bmp.bmp"),
+        (("images/train/a.png", "a.bmp"), "images/train/a-bmp.bmp"),
+    ],
+)
+def test_images_of_one_stem_get_label_files_of_their_own(tmp_path, names, second):
+    src = box_file(tmp_path / "in", [[]] * 5, names)
+    result = run(src, tmp_path / "yolo", to="yolo", images=src.parent)
+    assert [what for what in result.lost if "whose stem another has" in what]
+    table = open_boxes(tmp_path / "yolo")
+    assert second in table.images["file_name"].to_pylist()
+    found = dict.fromkeys(table.images["file_name"].to_pylist(), 0)
+    for row in table.boxes["image"].to_pylist():
+        found[table.images["file_name"][row].as_py()] += 1
+    assert found.pop(second) == 3
+    assert [*found.values()] == [2]
+    for name in names:
+        (src.parent / name).unlink()
+    with pytest.raises(OutputError, match=r"would share one label file.*--images"):
+        run(src, tmp_path / "other", to="yolo")
+    assert not (tmp_path / "other").exists()

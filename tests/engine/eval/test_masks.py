@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,6 +114,67 @@ def test_numbers_equal_pycocotools_on_the_same_files(truth, score, tmp_path, cap
     capsys.readouterr()
     found = [-1 if value is None else value for value in result["ap"].values()]
     assert found == pytest.approx(evaluation.stats.tolist(), abs=1e-9)
+
+
+@pytest.mark.parametrize("part", [[5.0, 5.0, 9.0, 9.0], [5, 5], [5, 5, 9, 9, 4], []])
+def test_ap_equals_pycocotools_where_a_human_mask_has_a_degenerate_part(score, tmp_path, part):
+    squares = [[10, 10, 40, 10, 40, 40, 10, 40], [50, 50, 80, 50, 80, 80, 50, 80]]
+    value = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 72, "width": 96}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [
+            {"id": n, "image_id": 1, "category_id": 1, "iscrowd": 0, "area": 900}
+            | {"bbox": [square[0], square[1], 30, 30], "segmentation": [square, part]}
+            for n, square in enumerate(squares, 1)
+        ],
+    }
+    mask = as_rle({"segmentation": [squares[0]]})
+    mask = mask | {"counts": mask["counts"].decode()}
+    results = [{"image_id": 1, "category_id": 1, "score": 0.9, "segmentation": mask}]
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(value))
+    reference = COCO(str(path))
+    evaluation = COCOeval(reference, reference.loadRes([dict(one) for one in results]), "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    found = [-1 if one is None else one for one in score(results, value).ap.values()]
+    assert found == pytest.approx(evaluation.stats.tolist(), abs=1e-6)
+    assert 0.4 < found[0] < 0.6
+
+
+@pytest.mark.parametrize(
+    ("name_of", "said"),
+    [
+        (lambda image: str(image["id"]), None),
+        (lambda image: Path(image["file_name"]).stem, "names of files"),
+        (lambda image: Path(image["file_name"]).name, "names of files"),
+    ],
+)
+def test_results_find_their_images_by_text_ids_and_by_names(truth, score, capsys, name_of, said):
+    names = {image["id"]: name_of(image) for image in truth["images"]}
+    results = [
+        {"image_id": names[one["image_id"]], "category_id": one["category_id"], "score": 0.5}
+        | {"segmentation": one["segmentation"]}
+        for one in truth["annotations"]
+    ]
+    assert score(results).ap["AP"] == pytest.approx(1)
+    assert said is None or said in capsys.readouterr().err
+
+
+def test_numbers_that_are_names_find_their_images(truth, score):
+    """Ultralytics writes the stem of 000112.jpg as 112."""
+    gt = json.loads(json.dumps(truth))
+    for image in gt["images"]:
+        image["file_name"] = f"{image['id'] + 1000:06d}.jpg"
+    results = [
+        {"image_id": one["image_id"] + 1000, "category_id": one["category_id"], "score": 0.5}
+        | {"segmentation": one["segmentation"]}
+        for one in truth["annotations"]
+    ]
+    assert score(results, gt, images=None).ap["AP"] == pytest.approx(1)
+    with pytest.raises(DataFormatError, match="its image ids or, in a results list, its file"):
+        score([{**one, "image_id": f"x{one['image_id']}"} for one in results], gt, images=None)
 
 
 def test_missing_empty_and_skipped_predictions_count_zero(truth, score):

@@ -15,11 +15,12 @@ from malcli.engine.label import pipeline
 from malcli.engine.label.command import label
 from malcli.engine.label.predictor import LabelRule, Predictor
 from malcli.errors import (
+    DataFormatError,
     RunError,
 )
 from malcli.geometry.crops import resize_crop
 from malcli.metrics.confidence import evidence, predict_iou
-from malcli.model.checkpoint import load_checkpoint
+from malcli.model.checkpoint import load_checkpoint, with_quality
 from malcli.records import records_of
 
 H, W = 72, 96
@@ -192,6 +193,62 @@ def test_no_boxes_at_all_give_an_empty_list(job, data, tmp_path):
     result = label(job(boxes=empty, images=data.parent / "images"))
     assert (result.merged, result.counts) == (True, {})
     assert annotations_of(tmp_path / "masks.json") == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_id": 99},
+        {"bbox": None},
+        {"bbox": [5000, 5000, 10, 10]},
+    ],
+)
+@pytest.mark.parametrize("dry", [False, True])
+def test_boxes_of_which_none_can_be_labelled_are_refused(job, data, tmp_path, change, dry):
+    value = json.loads(data.read_text())
+    value["annotations"] = [one | change for one in value["annotations"]]
+    (tmp_path / "bad.json").write_text(json.dumps(value))
+    options = job(boxes=tmp_path / "bad.json", images=data.parent / "images", dry_run=dry)
+    with pytest.raises(DataFormatError, match=r"none of its boxes can be labelled.*first: annot"):
+        label(options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.json"]
+
+
+def test_images_of_another_size_alone_are_refused_and_leave_nothing(job, data, tmp_path):
+    value = json.loads(data.read_text())
+    for image in value["images"]:
+        image["width"] += 500
+    (tmp_path / "bad.json").write_text(json.dumps(value))
+    options = job(boxes=tmp_path / "bad.json", images=data.parent / "images")
+    with pytest.raises(DataFormatError, match=r"none of its boxes can be labelled"):
+        label(options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.json"]
+
+
+@pytest.mark.parametrize("size", [{"height": 0, "width": 0}, {"height": None, "width": 5}, {}])
+def test_sizes_that_a_file_lacks_are_those_of_its_images(job, data, reference, tmp_path, size):
+    value = json.loads(data.read_text())
+    for image in value["images"]:
+        del image["height"], image["width"]
+        image |= size
+    (tmp_path / "sizeless.json").write_text(json.dumps(value))
+    label(job(boxes=tmp_path / "sizeless.json", images=data.parent / "images"))
+    made = {each["id"]: each for each in annotations_of(tmp_path / "masks.json")}
+    whole = [one for one in annotations_of(reference[".json"]) if one["malcli_status"] == "ok"]
+    assert whole
+    assert [made[one["id"]] for one in whole] == whole
+
+
+def test_the_labeler_and_its_quality_are_part_of_the_result(job, tiny, tmp_path):
+    result = label(job()).to_json()
+    assert (result["checkpoint"], result["quality"]) == (str(tiny), None)
+    again = label(job()).to_json()  # finished before
+    assert (again["checkpoint"], again["quality"]) == (str(tiny), None)
+    quality = {"data": "val.json", "miou": {"all": 0.75}}
+    measured = tmp_path / "measured.safetensors"
+    measured.write_bytes(tiny.read_bytes())
+    with_quality(measured, quality)
+    assert label(job(checkpoint=measured, overwrite=True)).quality == quality
 
 
 def test_a_network_without_numbers_stops_the_run(job, monkeypatch):

@@ -17,18 +17,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from malcli.data.boxtable.build import ImageRows
-from malcli.data.boxtable.columns import take_ids
+from malcli.data.boxtable.checks import refuse_nothing
+from malcli.data.boxtable.image_rows import ImageRows
 from malcli.data.formats.losses import losses_of
 from malcli.data.images.find import image_path
 from malcli.errors import BadImage
 from malcli.files import refuse_foreign_folder, replacing, replacing_folder
-from malcli.geometry.rle import RleError, decode_rle, from_segmentation
-from malcli.records import BoxTable, Record, category_names, category_records
+from malcli.geometry.rle import RleError, decode_rle, from_segmentation, has_mask
+from malcli.records import BoxTable, Record, category_names, category_records, whole_of
 
 BOX_COLUMNS = (
     *("ImageID", "Source", "LabelName", "Confidence", "XMin", "XMax", "YMin", "YMax"),
@@ -87,6 +86,7 @@ def write_openimages(
         The number of boxes.
 
     Raises:
+        DataFormatError: There are annotations, but none that a row can say.
         OutputError: The folder cannot be written to.
         RunError: The disk is full.
     """
@@ -114,6 +114,7 @@ def write_openimages(
             score = record.get("malcli_score", record.get("PredictedIoU", ""))
             clicks = record.get("Clicks", "")
             index.writerow([name, row["ImageID"], row["LabelName"], number, *sides, score, clicks])
+        refuse_nothing(table.path, rows.count, lost)
     if folder is None:  # masks of an earlier output would be taken for those of these boxes
         masks_csv.unlink(missing_ok=True)
         shutil.rmtree(masks, ignore_errors=True)
@@ -158,8 +159,7 @@ class _Rows:
 
     def __init__(self, table: BoxTable, lost: Counter[str]) -> None:
         self._lost = lost
-        self._rows = ImageRows(table.images["id"])
-        self._id_type = table.images.schema.field("id").type
+        self._rows = ImageRows(table.images)
         self._mids = {each["id"]: _mid(each) for each in _categories(table.header)}
         self._names = [_image_id(name) for name in table.images["file_name"].to_pylist()]
         sides = (pc.fill_null(table.images[side], 0).to_pylist() for side in ("height", "width"))
@@ -170,9 +170,7 @@ class _Rows:
     def of(self, batches: Iterable[list[Record]]) -> Iterator[tuple[Record, dict[str, Any]]]:
         """Yield each annotation that a row can say, and the row."""
         for batch in batches:
-            ids = take_ids([{"id": each.get("image_id")} for each in batch], "id", self._id_type)
-            found = self._rows.find(pa.chunked_array([ids]))
-            for record, image in zip(batch, found, strict=True):
+            for record, image in zip(batch, self._rows.of_records(batch), strict=True):
                 said = SAID if record.get("segmentation") is None else SAID | OF_MASKS
                 self._lost.update(f"key '{key}'" for key in record if key not in said)
                 row = self._row(record, int(image))
@@ -189,8 +187,8 @@ class _Rows:
             name = record["image_id"]  # of a CSV whose image is not there
         if not name:
             return "without a usable image"
-        category = record.get("category_id")
-        mid = self._mids.get(category) if type(category) is int else None
+        category = whole_of(record.get("category_id"))
+        mid = None if category is None else self._mids.get(category)
         if mid is None:
             return "of an unknown category"
         height, width = self._last_hw = self._hw[image]
@@ -208,7 +206,7 @@ class _Rows:
 
     def mask(self, record: Record) -> Image.Image | None:
         """Return the mask of the annotation whose row came last."""
-        if record.get("segmentation") is None:
+        if not has_mask(record.get("segmentation")):
             return None
         try:
             pixels = decode_rle(from_segmentation(record["segmentation"], self._last_hw))
