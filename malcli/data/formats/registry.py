@@ -185,6 +185,18 @@ _ALL = (
         kinds=(".json",),
     ),
     Format(
+        name="labelme",
+        recognises=Lazy("labelme.is_labelme"),
+        read=Lazy("labelme.read_labelme"),
+        read_takes=("images",),
+        write=Lazy("labelme_write.write_labelme"),
+        write_takes=("images", "lost"),
+        kinds=(".json",),
+        is_folder=True,
+        refuse_other=Lazy("labelme_write.refuse_other_labelme"),
+        losses=Lazy("labelme_write.losses_of_table"),
+    ),
+    Format(
         name="coco",
         recognises=Lazy("coco.is_coco"),
         read=Lazy("coco.read_coco"),
