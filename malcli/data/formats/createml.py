@@ -3,22 +3,21 @@
 `[{"image": "a.jpg", "annotations": [{"label": "dog", "coordinates": {"x": 5, "y": 5, "width": 4,
 "height": 4}}]}]`; `imagefilename` says `image`, too. The centre in pixels from the top left is
 Create ML's default: a file cannot say another one. It holds boxes only, and no sizes: they come
-from the headers. Every other key stays; written are labels and boxes, and `malcli_id` where the
-order of the file would give another id.
+from the headers. Every other key stays; written are labels and boxes, and `malcli_id` where ids are
+other than the order of the file would give.
 """
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-import pyarrow.compute as pc
+from typing import Any
 
 from malcli.data.boxtable.build import ROWS
 from malcli.data.boxtable.checks import short
 from malcli.data.boxtable.columns import encode_json
 from malcli.data.boxtable.json_stream import JsonText, open_regular
-from malcli.data.formats.losses import losses_of
+from malcli.data.formats.losses import losses_by_name
 from malcli.data.formats.registry import Sample
 from malcli.data.formats.tool_objects import (
     CATEGORY,
@@ -34,7 +33,7 @@ from malcli.data.formats.tool_objects import (
 from malcli.data.formats.tool_shapes import Placed, xywh_of
 from malcli.errors import DataFormatError
 from malcli.files import replacing
-from malcli.records import BoxTable, Problems, Record, category_names
+from malcli.records import BoxTable, Problems, Record
 
 IMAGE, OBJECTS = ("image", "imagefilename"), ("annotations", "annotation")
 SIDES = ("x", "y", "width", "height")
@@ -111,7 +110,7 @@ def _record(value: Record) -> Record:
     if ID in value:
         record["id"] = value[ID]
     given = value.get("coordinates")
-    sides = [given.get(side) for side in SIDES] if isinstance(given, dict) else [None]
+    sides: list[Any] = [given.get(each) for each in SIDES] if isinstance(given, dict) else [None]
     if all(map(is_number, sides)):
         x, y, w, h = sides
         record["bbox"] = [round(x - w / 2, DIGITS), round(y - h / 2, DIGITS), w, h]
@@ -125,14 +124,7 @@ def _record(value: Record) -> Record:
 
 def losses_of_table(table: BoxTable) -> Counter[str]:
     """Count what a list of boxes cannot say of the header and the images."""
-    names = category_names(table.header)
-    used = set(pc.unique(table.boxes["category_id"]).to_pylist()) & names.keys()
-    place = {name: n for n, name in enumerate(sorted({names[each] for each in used}), 1)}
-    ids = {number: place[names[number]] for number in used}
-    lost = losses_of(table, range(1, table.images.num_rows + 1), ids)
-    lost["categories without boxes"] = len(names) - len(used)
-    lost["categories that share a name"] = len(used) - len(place)
-    return lost
+    return losses_by_name(table, range(1, table.images.num_rows + 1))
 
 
 def write_createml(
@@ -169,22 +161,18 @@ def write_createml(
             lost.update(f"key '{key}'" for key in record if key not in said)
             if box is not None:
                 x, y, w, h = box
-                sides = (x + w / 2, y + h / 2, w, h)
-                coordinates = dict(zip(SIDES, sides, strict=True))
-                value = {"label": name, "coordinates": coordinates}
+                coordinates = dict(zip(SIDES, (x + w / 2, y + h / 2, w, h), strict=True))
+                value: Record = {"label": name, "coordinates": coordinates}
                 objects[row].append((record.get("id"), value))
-    written = 0
+    numbers = [number for pairs in objects for number, _ in pairs]
+    in_order = numbers == list(range(1, len(numbers) + 1))
     with replacing(path) as temporary, temporary.open("w", encoding="ascii", newline="\n") as file:
         lines: list[str] = []
         for image, pairs in zip(placed.names, objects, strict=True):
             if not image:
                 continue
-            for number, value in pairs:
-                written += 1
-                if number != written:
-                    value[ID] = number
-            values = [value for _, value in pairs]
+            values = [value | ({} if in_order else {ID: number}) for number, value in pairs]
             lines.append(encode_json({"image": image, "annotations": values}))
         file.write("[" + ",\n".join(lines) + "]\n")
     lost += Counter()  # without zeros
-    return written
+    return len(numbers)

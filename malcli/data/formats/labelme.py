@@ -235,7 +235,11 @@ def read_members(path: Path, ignored: tuple[str, ...]) -> Record | None:
     try:
         raw = _raw_members(data)
         value: Any = {key: _decode(raw[key]) for key in raw if key not in ignored}
-    except (msgspec.DecodeError, RecursionError):  # also of NaN, which makes one bad box
+    except (
+        msgspec.DecodeError,
+        UnicodeDecodeError,
+        RecursionError,
+    ):  # also of NaN, which makes one bad box
         value = _slowly(path, data)
     if not isinstance(value, dict) or not isinstance(value.get("shapes"), list):
         return None

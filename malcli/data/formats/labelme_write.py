@@ -12,19 +12,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
-
 from malcli.data.boxtable.build import ROWS
 from malcli.data.boxtable.checks import short
 from malcli.data.boxtable.columns import encode_json
 from malcli.data.folders import refuse_foreign, replacing_folder
 from malcli.data.formats.labelme import MARK, OF_IMAGES, PREFIX
-from malcli.data.formats.losses import losses_of
+from malcli.data.formats.losses import losses_by_name
 from malcli.data.formats.tool_objects import ID
 from malcli.data.formats.tool_shapes import Placed, xywh_of
 from malcli.data.images.find import image_path
 from malcli.errors import OutputError
-from malcli.records import BoxTable, Record, category_names, to_records
+from malcli.records import BoxTable, Record, to_records
 
 VERSION = "5.5.0"  # of labelme, whose form of file this is
 _FIRST = f'{{"{MARK}":"malcli"'
@@ -32,16 +30,10 @@ _FIRST = f'{{"{MARK}":"malcli"'
 
 def losses_of_table(table: BoxTable) -> Counter[str]:
     """Count what files of one image each cannot say of the header and the images."""
-    names = category_names(table.header)
-    used = set(pc.unique(table.boxes["category_id"]).to_pylist()) & names.keys()
-    place = {name: n for n, name in enumerate(sorted({names[each] for each in used}), 1)}
     files = [_json_name(name or "") for name in table.images["file_name"].to_pylist()]
     rows = {file: row for row, file in enumerate(sorted(files), 1)}
-    ids = {number: place[names[number]] for number in used}
-    lost = losses_of(table, [rows[file] for file in files], ids)
+    lost = losses_by_name(table, [rows[file] for file in files])
     del lost["other keys of images"]  # they are written
-    lost["categories without boxes"] = len(names) - len(used)
-    lost["categories that share a name"] = len(used) - len(place)
     return lost
 
 
@@ -93,7 +85,7 @@ def write_labelme(
         for batch in batches:
             texts: dict[int, list[str]] = {}
             for row, name, record in placed.of(batch):
-                shapes = _shapes(placed, row, name, record)
+                shapes = _shapes(placed, row, name, record, written + 1)
                 texts.setdefault(row, []).extend(shapes)
                 written += bool(shapes)
                 lost["annotations without a usable box"] += not shapes
@@ -152,8 +144,16 @@ def _plain(key: str) -> str:
     return key.removeprefix(PREFIX)
 
 
-def _shapes(placed: Placed, row: int, name: str, record: Record) -> list[str]:
-    """Return the shapes of an annotation; none if it has neither a box nor a shape of its own."""
+def _shapes(placed: Placed, row: int, name: str, record: Record, group: int) -> list[str]:
+    """Return the shapes of an annotation; none if it has neither a box nor a shape of its own.
+
+    Args:
+        placed: For the mask.
+        row: Of the image.
+        name: Of the category.
+        record: The annotation.
+        group: The group_id of parts whose annotation has an id that is text.
+    """
     own = ("image_id", "category_id", "bbox", "segmentation", "area", "id")
     number = record.get("id")
     shape: Record = {"label": name, "points": None, "group_id": None, "shape_type": None}
@@ -162,8 +162,8 @@ def _shapes(placed: Placed, row: int, name: str, record: Record) -> list[str]:
     parts = placed.polygons(row, record)
     pairs: list[Any] = [list(map(list, zip(part[::2], part[1::2], strict=True))) for part in parts]
     kind = "polygon"
-    if len(parts) > 1 and shape["group_id"] is None and type(number) is int:
-        shape["group_id"] = number
+    if len(parts) > 1 and shape["group_id"] is None:
+        shape["group_id"] = number if type(number) is int else group  # a tool wants a number
     if not parts and (box := xywh_of(record)):
         x, y, w, h = box
         kind, pairs = "rectangle", [[[x, y], [x + w, y + h]]]

@@ -196,12 +196,13 @@ class Photographs:
         self._there: set[str] = set()
         self._by_stem: dict[str, str] = {}
         for folder, _, files in os.walk(self.root):
-            inside = PurePosixPath(Path(folder).relative_to(self.root))
+            inside = os.path.relpath(folder, self.root).replace(os.sep, "/")
+            before = "" if inside == "." else inside + "/"
             for name in sorted(files):
                 stem, suffix = os.path.splitext(name)
                 if suffix.lower() in SUFFIXES:
-                    self._there.add(str(inside / name))
-                    self._by_stem.setdefault(str(inside / stem), str(inside / name))
+                    self._there.add(before + name)
+                    self._by_stem.setdefault(before + stem, before + name)
 
     def find(self, said: object, own: str = "") -> str:
         """Return the photograph's name in the folder, or what is said if it is not there.

@@ -45,12 +45,20 @@ class Placed:
         self._hw = list(zip(*sides, strict=True))
         self.names = [_inside(name) for name in table.images["file_name"].to_pylist()]
 
-    def of(self, batch: list[Record]) -> Iterator[tuple[int, str, Record]]:
-        """Yield the image row, the category's name and the record of annotations that have both."""
+    def of(
+        self, batch: list[Record], *, unnamed: bool = False
+    ) -> Iterator[tuple[int, str, Record]]:
+        """Yield the image row, the category's name and the record of annotations that have both.
+
+        Args:
+            batch: Annotations.
+            unnamed: Also those of an unknown category, whose name is empty.
+        """
         ids = take_ids([{"id": each.get("image_id")} for each in batch], "id", self._id_type)
         for record, row in zip(batch, self._rows.find(pa.chunked_array([ids])), strict=True):
             number = record.get("category_id")
             name = self._categories.get(number) if type(number) is int else None
+            name = "" if name is None and unnamed else name
             if row < 0 or not self.names[row]:
                 self._lost["annotations without a usable image"] += 1
             elif name is None:
