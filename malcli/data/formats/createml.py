@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from malcli.data.boxtable.build import ROWS
-from malcli.data.boxtable.checks import short
 from malcli.data.boxtable.columns import encode_json
 from malcli.data.boxtable.json_stream import JsonText, open_regular
 from malcli.data.formats.losses import losses_by_name
@@ -33,6 +32,7 @@ from malcli.data.formats.tool_objects import (
 from malcli.data.formats.tool_shapes import Placed, xywh_of
 from malcli.errors import DataFormatError
 from malcli.files import replacing
+from malcli.messages import short
 from malcli.records import BoxTable, Problems, Record
 
 IMAGE, OBJECTS = ("image", "imagefilename"), ("annotations", "annotation")

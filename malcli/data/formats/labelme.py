@@ -20,7 +20,6 @@ from typing import Any
 
 import msgspec
 
-from malcli.data.boxtable.checks import short
 from malcli.data.boxtable.json_stream import open_regular
 from malcli.data.formats.registry import Sample
 from malcli.data.formats.tool_objects import (
@@ -35,6 +34,7 @@ from malcli.data.formats.tool_objects import (
     text_of,
 )
 from malcli.errors import DataFormatError
+from malcli.messages import short
 from malcli.records import BoxTable, Problems, Record
 
 MAX_JSON = 1 << 28  # bytes; imageData is a photograph in base64
@@ -157,7 +157,7 @@ class _Reading:
                 )
             record = _record(shape)
             if "shape_type" in record:
-                said = f"shapes[{place}] of {short(name)} is a {record['shape_type']}"
+                said = f"shapes[{place}] of {short(name)} is a {short(record['shape_type'])}"
                 self.problems.add("no-rectangle", said)
             group = shape.get("group_id")
             if "segmentation" in record and isinstance(group, int | str):

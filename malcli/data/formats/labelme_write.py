@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from malcli.data.boxtable.build import ROWS
-from malcli.data.boxtable.checks import short
 from malcli.data.boxtable.columns import encode_json
-from malcli.data.folders import refuse_foreign, replacing_folder
 from malcli.data.formats.labelme import MARK, OF_IMAGES, PREFIX
 from malcli.data.formats.losses import losses_by_name
 from malcli.data.formats.tool_objects import ID
 from malcli.data.formats.tool_shapes import Placed, xywh_of
 from malcli.data.images.find import image_path
 from malcli.errors import OutputError
+from malcli.files import refuse_foreign_folder, replacing_folder
+from malcli.messages import short
 from malcli.records import BoxTable, Record, to_records
 
 VERSION = "5.5.0"  # of labelme, whose form of file this is
@@ -46,7 +46,7 @@ def refuse_other_labelme(root: Path) -> None:
         with (root / path).open("rb") as file:
             return path.suffix == ".json" and file.read(len(_FIRST)) == _FIRST.encode()
 
-    refuse_foreign(root, is_ours)
+    refuse_foreign_folder(root, is_ours)
 
 
 def write_labelme(

@@ -15,12 +15,12 @@ from typing import Any
 import pyarrow as pa
 
 from malcli.data.boxtable.build import ROWS, build_table
-from malcli.data.boxtable.checks import short
 from malcli.data.boxtable.columns import is_text, take_boxes, take_images
 from malcli.data.boxtable.spill import spool
 from malcli.data.formats.yolo_read import SUFFIXES
 from malcli.data.images.sizes import read_sizes
 from malcli.errors import DataFormatError
+from malcli.messages import short
 from malcli.records import BoxTable, Problems, Record
 
 ID, SCORE, STATUS = "malcli_id", "malcli_score", "malcli_status"  # keys in the tools' files

@@ -18,7 +18,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from malcli.data.boxtable.checks import short
 from malcli.data.boxtable.json_stream import JsonText, open_regular
 from malcli.data.formats.registry import Sample
 from malcli.data.formats.tool_objects import (
@@ -35,6 +34,7 @@ from malcli.data.formats.tool_objects import (
     text_of,
 )
 from malcli.errors import DataFormatError
+from malcli.messages import short
 from malcli.records import BoxTable, Problems, Record
 
 FILES = "_via_img_metadata"
@@ -219,7 +219,7 @@ def _entries(
             if "bbox" not in record:
                 shape = record.get("shape_attributes")
                 kind = shape.get("name") if isinstance(shape, dict) else None
-                said = f"region {number} of {short(file['filename'])} is a {kind}"
+                said = f"region {number} of {short(file['filename'])} is a {short(kind)}"
                 problems.add("no-rect", said)
         yield image, objects
 

@@ -10,6 +10,7 @@ Knows nothing of networks, and reads no box.
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -82,7 +82,7 @@ def test_shapes_without_a_box_keep_their_place_and_are_named(root):
     assert [one["id"] for one in records] == list(range(1, 8))
     assert (records[2]["shape_type"], records[2]["points"]) == ("rotation", turned)
     assert table.problems.counts["no-rectangle"] == 6
-    assert table.problems.examples["no-rectangle"][0] == "shapes[0] of 'a.json' is a circle"
+    assert table.problems.examples["no-rectangle"][0] == "shapes[0] of 'a.json' is a 'circle'"
 
 
 def test_polygons_are_masks_and_those_of_a_group_are_parts_of_one(root):

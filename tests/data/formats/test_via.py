@@ -95,7 +95,7 @@ def test_every_form_of_file_says_the_same(root, kind):
          "shape_attributes": CIRCLE["shape_attributes"]},
     ]  # fmt: skip
     assert table.boxes["status"].to_pylist() == ["ok", "ok", "skipped:bad-box"]
-    assert table.problems.examples["no-rect"] == ["region 2 of 'a.jpg' is a circle"]
+    assert table.problems.examples["no-rect"] == ["region 2 of 'a.jpg' is a 'circle'"]
     kept = {"settings": SETTINGS["_via_settings"], "attributes": ATTRIBUTES["_via_attributes"]}
     kept = kept if kind == "project" else {}
     names = {"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]}
