@@ -33,6 +33,7 @@ from malcli.data.formats.tool_objects import (
     table_of,
     text_of,
 )
+from malcli.data.formats.yolo_read import is_yolo
 from malcli.errors import DataFormatError
 from malcli.messages import short
 from malcli.records import BoxTable, Problems, Record
@@ -54,6 +55,8 @@ def is_labelme(sample: Sample) -> bool:
     """Return whether a file has shapes of an image, or one in a folder has."""
     if not sample.path.is_dir():
         return sample.is_json and _is_ours(sample.edges)
+    if is_yolo(sample):  # labels made of labelme's files that still lie beside the images
+        return False
     try:
         files = (sample.path / name for name in _files(sample.path)[1])
         return any(_is_ours(_edges(file)) for file, _ in zip(files, range(16), strict=False))

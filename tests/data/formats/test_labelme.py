@@ -119,6 +119,8 @@ def test_a_folder_of_files_among_photographs_and_other_json(root):
     assert [one["category_id"] for one in records_of(table)] == [2, 1]
     assert [one["name"] for one in table.header["categories"]] == ["ant", "zebra"]
     assert table.problems.counts == {"other-json": 2}
+    (root / "data.yaml").write_text("names: [ant]")
+    assert recognise(root) == "yolo"
 
 
 @pytest.mark.parametrize(
