@@ -13,10 +13,10 @@ class ConvertConfig:
     """Settings of `malcli convert`."""
 
     src: Path = setting(
-        help="File to read, or the folder of a YOLO or VOC data set.", panel=DATA, identity="input"
+        help="File to read, or the folder of a data set.", panel=DATA, identity="input"
     )
     dst: Path = setting(
-        help="File to write, or the folder of a YOLO or VOC data set.",
+        help="File to write, or the folder of a data set.",
         panel=DATA,
         identity="private",
     )

@@ -8,12 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import pyarrow.compute as pc
-
 from malcli.data.boxtable.build import ROWS
 from malcli.data.boxtable.checks import refuse_nothing, short
 from malcli.data.boxtable.image_rows import ImageRows
-from malcli.data.formats.losses import losses_of
+from malcli.data.formats.losses import losses_by_name
 from malcli.data.formats.voc import ANNOTATIONS, CORNERS, DIGITS, KEPT, LISTS, SPLITS
 from malcli.data.formats.xml_text import tag_text
 from malcli.data.formats.yolo_write import split_of
@@ -29,16 +27,9 @@ SAID_OF_IMAGES = ("folder", "path", "source", "segmented")
 
 def losses_of_table(table: BoxTable) -> Counter[str]:
     """Count what files of one image each cannot say."""
-    names = category_names(table.header)
-    used = set(pc.unique(table.boxes["category_id"]).to_pylist()) & names.keys()
-    place = {name: n for n, name in enumerate(sorted({names[number] for number in used}), 1)}
     files = [f"{_stem(name)}.xml" for name in table.images["file_name"].to_pylist()]
     rows = {file: row for row, file in enumerate(sorted(files), 1)}
-    ids = {number: place[names[number]] for number in used}
-    lost = losses_of(table, [rows[file] for file in files], ids)
-    lost["categories without boxes"] = len(names) - len(used)
-    lost["categories that share a name"] = len(used) - len(place)
-    return lost
+    return losses_by_name(table, [rows[file] for file in files])
 
 
 def refuse_other_voc(root: Path) -> None:

@@ -10,6 +10,7 @@ Knows nothing of networks, and reads no box.
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -109,7 +110,7 @@ def job_of(config: LabelConfig, settings: dict[str, Any], checkpoint: Path) -> J
     Raises:
         DataFormatError: The annotations cannot be read.
     """
-    boxes = hash_input(config.boxes)
+    boxes = hash_input(config.boxes, config.out)
     settings = settings | {"format": config.format or recognise(config.boxes)}
     return Job(boxes, _digest(checkpoint), settings, checkpoint)
 
@@ -121,7 +122,7 @@ def job_to_merge(config: LabelConfig, out: Path) -> Job:
         OutputError: The annotations are not the job's.
         RunError: There is no part.
     """
-    boxes = hash_input(config.boxes)
+    boxes = hash_input(config.boxes, out)
     manifest = read_manifest(out)
     source = manifest.job.to_plain() if manifest else read_stamp(out)
     if not source:
@@ -132,10 +133,14 @@ def job_to_merge(config: LabelConfig, out: Path) -> Job:
     return job
 
 
-def hash_input(path: Path) -> str:
+def hash_input(path: Path, out: Path | None = None) -> str:
     """Return the SHA-256 of an annotation file, or of the text and table files of a folder.
 
-    A Parquet file's images file counts, too.
+    A Parquet file's images file counts, too. An output in the folder is no part of the input.
+
+    Args:
+        path: The file or folder.
+        out: The output; its parts lie beside it.
 
     Raises:
         DataFormatError: Missing or unreadable.
@@ -143,7 +148,7 @@ def hash_input(path: Path) -> str:
     path = folder_of_data(path)
     if path.is_dir():
         found = (one for one in path.rglob("*") if one.suffix in KINDS and one.is_file())
-        files = sorted(found)
+        files = sorted(one for one in found if out is None or not _is_output(one, out))
     else:
         files = [one for one in (path, images_path(path)) if one == path or one.is_file()]
     if files == [path]:
@@ -152,6 +157,11 @@ def hash_input(path: Path) -> str:
     base = path if path.is_dir() else path.parent
     listing = [(str(one.relative_to(base)), _digest(one)) for one in files]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+
+def _is_output(path: Path, out: Path) -> bool:
+    path, out = Path(os.path.abspath(path)), Path(os.path.abspath(out))
+    return path in (out, images_path(out)) or parts_path(out) in path.parents
 
 
 def _digest(path: Path) -> str:

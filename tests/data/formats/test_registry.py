@@ -22,7 +22,7 @@ HEAVY = ("numpy", "pyarrow", "torch", "cv2", "PIL")
 
 @pytest.mark.parametrize("pick", [reader_of, writer_of])
 def test_a_format_without_code_says_what_there_is(pick):
-    with pytest.raises(ConfigError, match=r"coco, lvis, objects365, openimages, parquet, .*yolo"):
+    with pytest.raises(ConfigError, match=r"coco, .*lvis, objects365, openimages, parquet, .*yolo"):
         pick("a format of the future")
 
 
