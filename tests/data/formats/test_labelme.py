@@ -277,7 +277,7 @@ def test_what_the_tool_added_gets_new_ids_and_a_copy_does_not_stop_the_job(root,
 def test_a_tool_s_folder_goes_round_unchanged(root, tmp_path):
     circle = shape([[5, 5], [9, 9]], kind="circle", description="")
     rectangle = shape([[1, 1], [5.25, 5]], kie_linking=[], score=None, id="x", group_id=3)
-    write(root / "a.json", circle, rectangle, flags={"sunny": True}, checked=True)
+    write(root / "a.json", circle, rectangle, flags={"sunny": True}, checked=True, id=4)
     to_labelme(root, tmp_path / "out")
     made = json.loads((tmp_path / "out/a.json").read_text())
     assert made.pop("made_by") == "malcli"
@@ -323,3 +323,21 @@ def test_what_a_tool_has_saved_since_is_not_replaced(root, tmp_path):
         to_labelme(src, tmp_path / "out", images=root, overwrite=True)
     with pytest.raises(OutputError, match="did not make"):
         to_labelme(src, root, overwrite=True)
+
+
+def test_polygons_of_one_group_with_different_ids_stay_apart(root):
+    points = [[0, 0], [10, 0], [10, 20]]
+    given = {"kind": "polygon", "group_id": 1}
+    shapes = [shape(points, malcli_id=3, **given), shape(points, malcli_id=4, **given)]
+    records = records_of(open_boxes(write(root / "a.json", *shapes)))
+    assert [one["id"] for one in records] == [3, 4]
+
+
+def test_a_box_that_becomes_its_mask_s_and_a_category_without_boxes_are_counted(root, tmp_path):
+    value = json.loads(labelled(tmp_path / "m.json", [RING]).read_text())
+    value["annotations"][0]["bbox"] = [15, 10, 65, 50]
+    value["categories"].append({"id": 2, "name": "nobody"})
+    (tmp_path / "m.json").write_text(json.dumps(value))
+    lost = to_labelme(tmp_path / "m.json", tmp_path / "out").lost
+    assert lost["boxes, which become those of their masks"] == 1
+    assert lost["categories without boxes"] == 1

@@ -237,3 +237,10 @@ def test_what_a_region_cannot_say_is_counted(root):
     assert result.lost == {
         "annotations without a usable box": 1, "key 'area'": 1, "other keys of images": 1,
     }  # fmt: skip
+
+
+def test_what_the_tool_saves_as_text_is_a_number_again(root):
+    region = rect(1, 1, 5, 5, type="a", malcli_id="7", malcli_score="0.25", malcli_status="ok")
+    (record,) = records_of(open_boxes(write(root / "x.json", files([region]))))
+    assert (record["id"], record["malcli_score"], record["malcli_status"]) == (7, 0.25, "ok")
+    assert "region_attributes" not in record
