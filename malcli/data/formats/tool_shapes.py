@@ -9,11 +9,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
-from malcli.data.boxtable.build import ImageRows
-from malcli.data.boxtable.columns import take_ids
+from malcli.data.boxtable.image_rows import ImageRows
 from malcli.data.formats.tool_objects import box_around, is_number
 from malcli.data.images.find import image_path
 from malcli.errors import BadImage
@@ -38,8 +36,7 @@ class Placed:
     def __init__(self, table: BoxTable, lost: Counter[str]) -> None:
         """Look at the images."""
         self._lost = lost
-        self._rows = ImageRows(table.images["id"])
-        self._id_type = table.images.schema.field("id").type
+        self._rows = ImageRows(table.images)
         self._categories = category_names(table.header)
         sides = (pc.fill_null(table.images[side], 0).to_pylist() for side in ("height", "width"))
         self._hw = list(zip(*sides, strict=True))
@@ -54,8 +51,7 @@ class Placed:
             batch: Annotations.
             unnamed: Also those of an unknown category, whose name is empty.
         """
-        ids = take_ids([{"id": each.get("image_id")} for each in batch], "id", self._id_type)
-        for record, row in zip(batch, self._rows.find(pa.chunked_array([ids])), strict=True):
+        for record, row in zip(batch, self._rows.of_records(batch), strict=True):
             number = record.get("category_id")
             name = self._categories.get(number) if type(number) is int else None
             name = "" if name is None and unnamed else name

@@ -83,7 +83,11 @@ def _refuse_settings(config: ConvertConfig) -> None:
     """Refuse what makes no sense for weights."""
     if config.dst.suffix.lower() != SUFFIX:
         raise ConfigError(f"{config.dst}: weights are written as {SUFFIX}; name the output so")
-    given = [name for name in OF_ANNOTATIONS if getattr(config, name)]
+    given = [
+        item.name
+        for item in dataclasses.fields(config)
+        if item.name in OF_ANNOTATIONS and getattr(config, item.name) != item.default
+    ]
     if given:
         raise ConfigError(
             f"{flag_of(given[0])}: {config.src} holds weights; this is for annotations"
