@@ -85,6 +85,10 @@ def replacing_folder(target: Path) -> Iterator[Path]:
         OutputError: It cannot be written.
         RunError: The disk is full.
     """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(error, target) from error
     with folder_beside(target) as made:
         yield made
         commit_folder(made, target)
@@ -95,12 +99,12 @@ def folder_beside(target: Path) -> Iterator[Path]:
     """Yield a new folder on the target's disk that is gone afterwards, unless it was committed.
 
     Raises:
-        OutputError: It cannot be written.
+        OutputError: It cannot be written, or the folder that the target is in is missing.
         RunError: The disk is full.
     """
     made = beside(target)
     try:
-        made.mkdir(parents=True)
+        made.mkdir()
         yield made
     except OSError as error:
         raise write_error(error, target) from error

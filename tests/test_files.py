@@ -337,7 +337,7 @@ def test_a_folder_that_fails_leaves_the_target_and_no_other(tmp_path, monkeypatc
         replace(source, destination)
 
     monkeypatch.setattr(os, "replace", second_fails)
-    with pytest.raises(OutputError, match="Input/output error"), replacing_folder(target):
+    with pytest.raises(RunError, match="Input/output error"), replacing_folder(target):
         pass
     assert names(target) == ["old"]
     assert names(tmp_path) == ["out"]

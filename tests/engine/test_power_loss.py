@@ -11,7 +11,8 @@ from malcli.config.convert import ConvertConfig
 from malcli.data.boxtable import cache
 from malcli.data.formats.open import open_boxes
 from malcli.engine.convert.command import convert
-from malcli.engine.fit.run_folder import LoopState, finish, save_state
+from malcli.engine.fit.run_folder import finish
+from malcli.engine.fit.states import LoopState, save_state
 from malcli.engine.label.command import label
 
 
@@ -86,10 +87,10 @@ def test_label_loses_nothing(disk, job, tmp_path, suffix):
 
 
 def test_the_states_of_a_fit_lose_nothing(disk, tmp_path):
-    student, teacher = nn.Linear(2, 2), nn.Linear(2, 2)
-    optimizer = torch.optim.AdamW(student.parameters())
+    networks = {"student": nn.Linear(2, 2), "teacher": nn.Linear(2, 2)}
+    optimizer = torch.optim.AdamW(networks["student"].parameters())
     for step in (1, 2, 2):
-        save_state(tmp_path, LoopState(step=step), student, teacher, optimizer, None)
+        save_state(tmp_path, LoopState(step=step), networks, optimizer, None)
     finish(tmp_path)
     assert (tmp_path / "state/finished").read_bytes() == b""
 

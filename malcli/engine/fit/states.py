@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from malcli.checksums import DamagedError, seal, unseal
 from malcli.errors import CheckpointError
-from malcli.files import hash_file, replacing_folder
+from malcli.files import hash_file, remove_leftovers, replacing_folder
 from malcli.model.checkpoint import write_tensors
 from malcli.report.progress import log
 
@@ -72,6 +72,7 @@ def remove_old_states(run: Path) -> None:
     """Remove all states but the newest two, also those that a kill kept from being removed."""
     for old in _states(run)[:-KEPT_STATES]:
         shutil.rmtree(old, ignore_errors=True)
+    remove_leftovers(run / "state")
 
 
 def load_state(

@@ -43,7 +43,6 @@ from malcli.errors import (
     Interrupted,
     MalcliError,
     OutputError,
-    RunError,
 )
 from malcli.model.locate import locate_checkpoint, name_of, preset_of, quality_of, usable_runs
 from malcli.records import Problems
@@ -247,11 +246,6 @@ class _Start:
                 return self._finished(job)
             if isinstance(error, OSError | OutputError):
                 jobs.manifest_at_work(self.out, manifest)
-            if isinstance(error, FileNotFoundError):
-                raise RunError(
-                    f"{parts.path}: a part was removed while this job was at work; start the same "
-                    f"command again"
-                ) from error
             raise
 
     def _job(self) -> Job:

@@ -238,6 +238,11 @@ class PartFolder:
         """Return a part that was found done, maybe days ago."""
         try:
             return self._read(index)
+        except FileNotFoundError as error:
+            raise RunError(
+                f"{self.path}: a part was removed while this job was at work; start the same "
+                f"command again"
+            ) from error
         except ValueError as error:
             raise RunError(
                 f"{self.file(index)}: was damaged since it was made ({error}); start the same "
