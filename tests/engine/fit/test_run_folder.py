@@ -12,7 +12,7 @@ from malcli.errors import OutputError
 FREE = {
     "resume", "overwrite", "allow_world_change", "out", "epochs", "max_steps", "device",
     "num_processes", "workers", "val", "val_images", "images", "data", "log_every", "save_every",
-    "pictures_every", "val_every", "weights", "threshold", "grad_checkpointing",
+    "pictures_every", "val_every", "weights", "threshold", "grad_checkpointing", "max_failures",
 }  # fmt: skip
 
 
