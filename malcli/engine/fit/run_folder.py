@@ -21,7 +21,7 @@ from typing import Any
 from malcli.config.fit import FitConfig
 from malcli.engine.fit.states import LoopState
 from malcli.errors import ConfigError, OutputError
-from malcli.files import hash_file, replacing, sync, write_error
+from malcli.files import hash_file, remove_leftovers, replacing, sync, write_error
 from malcli.identity import HASH, differences, refuse
 from malcli.report.progress import log
 from malcli.settings import names_of, to_plain, to_toml
@@ -117,7 +117,8 @@ def prepare_folder(run: Path, config: FitConfig, continued: bool) -> None:
     settings = run / "state" / "settings.json"
     if run.exists() and not continued:
         _clear(run)
-    _remove_leftovers(run)
+    for folder in (run, run / "state", run / "pictures"):
+        remove_leftovers(folder)
     inputs = {"data": config.data, "paste": config.paste}
     hashes = {key + HASH: hash_file(path) for key, path in inputs.items() if path}
     if settings.is_file():
@@ -141,16 +142,6 @@ def _clear(run: Path) -> None:
             shutil.rmtree(path)
         elif path.name != "config.toml":
             path.unlink()
-
-
-def _remove_leftovers(run: Path) -> None:
-    """Remove what a kill left of unfinished files and states: one process alone writes here."""
-    for folder in (run, run / "state", run / "pictures"):
-        for path in folder.glob(".*.tmp"):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            elif LEFTOVER.fullmatch(path.name):
-                path.unlink(missing_ok=True)
 
 
 def finish(run: Path, trained: Mapping[str, Any], measured: bool) -> None:

@@ -69,8 +69,8 @@ def save_state(
 
 
 def remove_old_states(run: Path) -> None:
-    """Remove all states but the newest two, also those that a kill kept from being removed."""
-    for old in _states(run)[:-KEPT_STATES]:
+    """Remove all states but the newest two, and what kills left of unfinished ones."""
+    for old in (*_states(run)[:-KEPT_STATES], *(run / "state").glob(".step-*.tmp")):
         shutil.rmtree(old, ignore_errors=True)
     remove_leftovers(run / "state")
 

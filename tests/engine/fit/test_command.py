@@ -29,6 +29,7 @@ from malcli.errors import (
     OutputError,
     RunError,
 )
+from malcli.files import beside
 from malcli.model.checkpoint import load_checkpoint
 
 
@@ -473,7 +474,8 @@ def test_a_signal_while_thresholds_are_chosen_names_the_command_that_resumes_the
 def test_a_start_that_was_killed_at_once_can_be_started_and_resumed(train_scenes, tmp_path):
     small = config(train_scenes, tmp_path / "run", max_steps=1, pictures_every=0)
     (tmp_path / "run/state").mkdir(parents=True)
-    left = tmp_path / "run/state/.settings.json.0a1b2c3d.tmp"
+    left = beside(tmp_path / "run/state/settings.json")
+    left = left.with_name(left.name.replace(f"-{os.getpid()}-", f"-{2**30}-"))  # no such process
     left.write_text("{")
     fit(dataclasses.replace(small, resume=True))
     assert not left.exists()
