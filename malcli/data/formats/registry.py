@@ -277,6 +277,16 @@ _ALL = (
         refuse_other=Lazy("voc_write.refuse_other_voc"),
         losses=Lazy("voc_write.losses_of_table"),
     ),
+    Format(
+        name="cvat",
+        recognises=Lazy("cvat.is_cvat"),
+        read=Lazy("cvat.read_cvat"),
+        read_takes=("images",),
+        write=Lazy("cvat_write.write_cvat"),
+        write_takes=("lost",),
+        kinds=(".xml",),
+        losses=Lazy("cvat_write.losses_of_table"),
+    ),
 )
 FORMATS = {each.name: each for each in _ALL}
 NAMES = tuple(sorted(FORMATS))
