@@ -16,7 +16,6 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from malcli.messages import short
 from malcli.data.formats.registry import Sample
 from malcli.data.formats.tool_ids import id_of_text
 from malcli.data.formats.tool_objects import (
@@ -32,6 +31,7 @@ from malcli.data.formats.tool_objects import (
 from malcli.data.formats.xml_text import root_name, stream_xml, value_of
 from malcli.errors import DataFormatError
 from malcli.geometry.rle import encode_crop, is_too_large
+from malcli.messages import short
 from malcli.records import BoxTable, Problems, Record
 
 ROOT, FILE = "annotations", "annotations.xml"

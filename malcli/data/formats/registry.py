@@ -186,6 +186,16 @@ _ALL = (
         kinds=(".json",),
     ),
     Format(
+        name="labelstudio",
+        recognises=Lazy("labelstudio.is_labelstudio"),
+        read=Lazy("labelstudio.read_labelstudio"),
+        read_takes=("images",),
+        write=Lazy("labelstudio_write.write_labelstudio"),
+        write_takes=("lost",),
+        kinds=(".json",),
+        losses=Lazy("labelstudio_write.losses_of_table"),
+    ),
+    Format(
         name="labelme",
         recognises=Lazy("labelme.is_labelme"),
         read=Lazy("labelme.read_labelme"),

@@ -14,9 +14,9 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
 
-from malcli.messages import short
 from malcli.data.boxtable.json_stream import open_regular
 from malcli.errors import DataFormatError
+from malcli.messages import short
 from malcli.records import Record
 
 MAX_XML = 1 << 26  # bytes
