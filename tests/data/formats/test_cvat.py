@@ -75,14 +75,16 @@ def test_what_is_no_upright_box_is_counted_by_name_and_keeps_its_place(write):
         '<skeleton label="man"><points label="1" points="3,4"/></skeleton>',
         '<polygon label="ball" points="1,2;3,4"/>',
         '<mask label="ball" rle="1, 2" left="3" top="4" width="3" height="3"/>',
+        '<mask label="ball" rle="0, 9" left="159" top="4" width="3" height="3"/>',
         box(corners=(1, "x", 3, 4)),
+        box(corners=(1, 2, "1e300", 4)),
         box(more='rotation="0.0"'),
     ]
     table = open_boxes(write(image(*shapes, '<tag label="night"/>')))
-    assert table.boxes["status"].to_pylist() == ["skipped:bad-box"] * 8 + ["ok"]
+    assert table.boxes["status"].to_pylist() == ["skipped:bad-box"] * 10 + ["ok"]
     assert table.problems.counts["rotated-bbox"] == 1
     assert table.problems.examples["rotated-bbox"] == ["<box> of 'a.jpg' is rotated by '40.0'"]
-    assert table.problems.counts["no-box"] == 7
+    assert table.problems.counts["no-box"] == 9
     assert table.problems.examples["no-box"][0] == "<ellipse> of 'a.jpg' is no box"
     records = records_of(table)
     assert records[0]["cvat_shape"]["rotation"] == "40.0"
@@ -115,6 +117,18 @@ def test_a_mask_s_runs_go_along_the_rows_of_its_window(write):
     expected[4, 4:6] = expected[5, 5:7] = 1
     assert (coco_mask.decode(record["segmentation"]) == expected).all()
     assert record["bbox"] == [3, 4, 4, 2]
+
+
+def test_a_mask_of_an_image_of_no_usable_size_is_no_mask(write):
+    shape = '<mask label="a" rle="0, 1" left="3" top="4" width="1" height="1"/>'
+    table = open_boxes(write(image(shape, size='width="999999999" height="999999999"')))
+    assert table.problems.counts["no-box"] == 1
+
+
+def test_images_lie_in_their_folder_beside_the_file(write, tmp_path):
+    write(image(box()))
+    (tmp_path / "images").mkdir()
+    assert open_boxes(tmp_path).path == tmp_path / "images"
 
 
 def test_a_size_that_is_not_stated_is_the_photograph_s(write, tmp_path):
@@ -186,23 +200,31 @@ def test_ids_scores_and_parts_of_masks_travel(tmp_path):
         {"id": 5, "image_id": 4, "category_id": 2, "bbox": [1, 2, 3, 4], "iscrowd": 1},
         {"id": 6, "image_id": 4, "category_id": 9, "bbox": [1, 2, 3, 4]},
     ]  # fmt: skip
-    value = {"images": [{"id": 4, "file_name": "a.jpg", "height": 120, "width": 160, "x y": 1}],
+    value = {"images": [{"id": 4, "file_name": "a.jpg", "height": 120, "width": 160,
+                         "x y": "1", "license": 3, "url": "u", "id2": "&"}],
              "categories": [{"id": 2, "name": 'a "b" <c>'}], "annotations": records}  # fmt: skip
     (tmp_path / "masks.json").write_text(json.dumps(value))
     result = as_cvat(tmp_path / "masks.json", tmp_path / "x.xml")
     assert result.lost == {
         "annotations of an unknown category": 1,
-        "other keys of images": 1,
+        "other keys of images": 2,
         "ids of images, which get others": 1,
         "ids of categories, which get others": 1,
     }
     root = ElementTree.parse(tmp_path / "x.xml").getroot()
     assert [each.get("group_id") for each in root.iter("polygon")] == ["70", "70"]
+    assert [each.get("occluded") for each in root.iter("box")] == ["0"]
+    assert root.find("image").attrib == {
+        "id": "0", "name": "a.jpg", "width": "160", "height": "120", "url": "u", "id2": "&",
+    }  # fmt: skip
+    label = root.find("meta/task/labels/label")
+    assert label.findtext("name") == 'a "b" <c>'
+    assert label.findtext("attributes/attribute/name") == "malcli_id"
     ids = {"image_id": 1, "category_id": 1}
     assert records_of(open_boxes(tmp_path / "x.xml")) == [records[0] | ids, records[1] | ids]
 
 
-@pytest.mark.parametrize("ids", [["5", "a b", "007"], ["5", ' "q"', "é"]])
+@pytest.mark.parametrize("ids", [["5", "a b", "007"], [' "q"', '"q"', "é"]])
 def test_ids_that_are_text_stay_text(tmp_path, ids):
     records = [{"id": each, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]} for each in ids]
     value = {"images": [{"id": 1, "file_name": "a.jpg", "height": 120, "width": 160}],

@@ -85,7 +85,7 @@ def test_the_min_form_says_the_same(write):
         ("s3://bucket/x/a.jpg", "a.jpg"),
         ("https://host/x/a.jpg?token=1", "a.jpg"),
         ("https://host/x/gone.jpg?token=1", "gone.jpg"),
-        ("../../etc/gone.jpg", "gone.jpg"),
+        ("../outside.jpg", "outside.jpg"),
         ("data:image/png;base64,AAAA", ""),
     ],
 )
@@ -93,6 +93,7 @@ def test_a_url_leads_to_the_photograph_in_the_folder(write, tmp_path, url, name)
     for place in ("a.jpg", "new b.jpg", "sub/c.jpg"):
         (tmp_path / "images" / place).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (160, 120)).save(tmp_path / "images" / place)
+    Image.new("RGB", (160, 120)).save(tmp_path / "outside.jpg")
     table = open_boxes(write(task(rectangle(), url=url)))
     assert table.images["file_name"].to_pylist() == [name]
     assert table.path == tmp_path / "images"
@@ -200,6 +201,7 @@ def test_what_is_written_comes_back_with_its_ids(write, tmp_path):
     assert recognise(tmp_path / "tasks.json") == "labelstudio"
     old, new = open_boxes(file), open_boxes(tmp_path / "tasks.json")
     assert records_of(new) == records_of(old)
+    assert records_of(old)[3]["labelstudio"]["labels"] == ["a", "ball"]
     assert new.header == old.header
     image = to_records(old.images)[0]
     assert to_records(new.images)[0] == {key: image[key] for key in image if key != "labelstudio"}
