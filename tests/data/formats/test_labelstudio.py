@@ -252,3 +252,30 @@ def test_masks_are_predictions_that_label_studio_imports(tmp_path):
     again = coco_mask.merge(coco_mask.frPyObjects(one["segmentation"], 120, 160))
     assert (coco_mask.decode(again) == coco_mask.decode(rle)).all()
     assert (two["id"], two["bbox"], two["iscrowd"]) == (5, [16, 12, 32, 24], 1)
+
+
+def test_a_box_that_got_a_mask_is_written_as_polygons_of_their_own(write, tmp_path):
+    convert(ConvertConfig(src=write(task(rectangle(id="r"))), dst=tmp_path / "masks.json"))
+    value = json.loads((tmp_path / "masks.json").read_text())
+    parts = [[20, 20, 30, 20, 30, 30], [40, 40, 50, 40, 50, 50]]
+    value["annotations"][0]["segmentation"] = parts
+    (tmp_path / "masks.json").write_text(json.dumps(value))
+    as_tasks(tmp_path / "masks.json", tmp_path / "tasks.json")
+    results = json.loads((tmp_path / "tasks.json").read_text())[0]["predictions"][0]["result"]
+    assert [(each["type"], each["from_name"]) for each in results] == [
+        ("polygonlabels", "polygon")
+    ] * 2
+    assert [each["id"] for each in results] == ["malcli-1-1/2", "malcli-1-2/2"]
+    (record,) = records_of(open_boxes(tmp_path / "tasks.json"))
+    assert (record["id"], record["segmentation"]) == (1, parts)
+
+
+def test_polygons_of_one_region_keep_ids_of_their_own(write, tmp_path):
+    triangle = polygon((10, 10), (20, 10), (20, 30), id="p")
+    convert(ConvertConfig(src=write(task(triangle)), dst=tmp_path / "masks.json"))
+    value = json.loads((tmp_path / "masks.json").read_text())
+    value["annotations"][0]["segmentation"].append([1, 1, 5, 1, 5, 5])
+    (tmp_path / "masks.json").write_text(json.dumps(value))
+    as_tasks(tmp_path / "masks.json", tmp_path / "tasks.json")
+    (record,) = records_of(open_boxes(tmp_path / "tasks.json"))
+    assert len(record["segmentation"]) == 2
