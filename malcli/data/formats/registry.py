@@ -186,6 +186,16 @@ _ALL = (
         kinds=(".json",),
     ),
     Format(
+        name="labelstudio",
+        recognises=Lazy("labelstudio.is_labelstudio"),
+        read=Lazy("labelstudio.read_labelstudio"),
+        read_takes=("images",),
+        write=Lazy("labelstudio_write.write_labelstudio"),
+        write_takes=("lost",),
+        kinds=(".json",),
+        losses=Lazy("labelstudio_write.losses_of_table"),
+    ),
+    Format(
         name="labelme",
         recognises=Lazy("labelme.is_labelme"),
         read=Lazy("labelme.read_labelme"),
@@ -276,6 +286,16 @@ _ALL = (
         is_folder=True,
         refuse_other=Lazy("voc_write.refuse_other_voc"),
         losses=Lazy("voc_write.losses_of_table"),
+    ),
+    Format(
+        name="cvat",
+        recognises=Lazy("cvat.is_cvat"),
+        read=Lazy("cvat.read_cvat"),
+        read_takes=("images",),
+        write=Lazy("cvat_write.write_cvat"),
+        write_takes=("lost",),
+        kinds=(".xml",),
+        losses=Lazy("cvat_write.losses_of_table"),
     ),
 )
 FORMATS = {each.name: each for each in _ALL}

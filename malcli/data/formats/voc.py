@@ -10,7 +10,6 @@ own name; boxes are all that is read of an object: of other shapes there is no b
 """
 
 import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -24,7 +23,7 @@ from malcli.data.boxtable.checks import short
 from malcli.data.boxtable.columns import take_boxes, take_images
 from malcli.data.boxtable.spill import spool
 from malcli.data.formats.registry import Sample
-from malcli.data.formats.xml_text import parse_xml, put_value, value_of
+from malcli.data.formats.xml_text import parse_xml, put_value, root_name, value_of
 from malcli.data.images.sizes import read_sizes
 from malcli.errors import DataFormatError
 from malcli.records import BoxTable, Problems, Record
@@ -37,8 +36,6 @@ KEPT = ("pose", *FLAGS, "part", "malcli_score", "malcli_status")  # keys that ar
 SHAPES = ("polygon", "robndbox", "segmentation", "mask", "keypoints")  # that are no box
 ENDINGS = (".jpg", ".jpeg", ".png", ".JPG", ".webp", ".bmp", ".tif")
 DIGITS = 9  # of a corner behind the point: more than any pixel needs, less than float64's noise
-_COMMENT = re.compile(rb"<!--.*?-->", re.DOTALL)
-_ROOT = re.compile(rb"<([A-Za-z_][\w.-]*)")
 
 
 def is_voc(sample: Sample) -> bool:
@@ -71,9 +68,7 @@ def _is_xml(name: str) -> bool:
 
 
 def _is_annotation(head: bytes) -> bool:
-    """Return whether the first element is `annotation`; in UTF-16, too."""
-    root = _ROOT.search(_COMMENT.sub(b"", head.replace(b"\0", b"")))
-    return bool(root) and root[1] == b"annotation"  # type: ignore[index]
+    return root_name(head) == "annotation"
 
 
 def read_voc(path: Path, images: Path | None = None) -> BoxTable:

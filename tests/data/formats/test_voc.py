@@ -160,7 +160,7 @@ def test_a_file_that_is_no_annotation_is_refused_in_one_line(root, text, said):
 
 
 def test_other_xml_and_other_folders_are_not_taken(tmp_path):
-    (tmp_path / "a.xml").write_text("<!-- <annotation> --><annotations/>")
+    (tmp_path / "a.xml").write_text("<!-- <annotation> --><annotated/>")
     for path in (tmp_path, tmp_path / "a.xml"):
         with pytest.raises(DataFormatError):
             recognise(path)
