@@ -98,10 +98,11 @@ def refuse_unusable(path: Path, counts: Mapping[str, int], problems: Problems) -
         problems: For the first examples.
 
     Raises:
-        DataFormatError: There are boxes, and each is skipped; crowds alone are fine.
+        DataFormatError: There are boxes, and each is skipped; crowds alone are fine, and boxes for
+            which the machine's memory did not suffice can be tried again.
     """
     bad = {status: counts[status] for status in BAD_STATUSES if counts.get(status)}
-    if not bad or counts.get(STATUS_OK) or counts.get(STATUS_EMPTY):
+    if not bad or any(map(counts.get, (STATUS_OK, STATUS_EMPTY, skipped(NO_MEMORY)))):
         return
     kinds = [status.removeprefix("skipped:") + end for status in bad for end in ("", "-file")]
     examples = [one for kind in kinds for one in problems.examples.get(kind, []) if one]
