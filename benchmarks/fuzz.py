@@ -59,7 +59,8 @@ KEYS = ["id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentatio
 
 def suffix_of(name: str) -> str:
     """Return the ending of a format's files; none of a folder's name."""
-    return "" if FORMATS[name].is_folder else (*FORMATS[name].suffixes, ".json")[0]
+    each = FORMATS[name]
+    return "" if each.is_folder else (*each.suffixes, *each.kinds)[0]
 
 
 def source_of(name: str) -> str:

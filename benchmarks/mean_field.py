@@ -27,7 +27,7 @@ EPSILON = 1e-6
 def unfold_mean_field(
     image_BChw: Tensor, unary_Bhw: Tensor, box_Bhw: Tensor, zeta: float
 ) -> Tensor:
-    """Return refined masks as mal_spec 6 writes it: a 3x3 window unfolded in every iteration."""
+    """Return refined masks as mal.md 6 writes it: a 3x3 window unfolded in every iteration."""
     batch, channels, height, width = image_BChw.shape
     shifted = image_BChw + 10  # so that the zeros outside the image are far from every colour
     window = F.unfold(shifted, 3, padding=1).view(batch, channels, 9, height * width)

@@ -70,8 +70,9 @@ def test_a_row_of_the_paper_differs_from_its_preset_in_what_it_is_named_for(path
         assert named, f"{key} = {value}"
 
 
-def test_readme_names_every_recipe():
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    patterns = set(re.findall(r"(\w+\*?)\.toml", readme))
+def test_the_page_on_the_paper_names_every_recipe():
+    pages = Path(__file__).parents[1] / "docs"
+    text = (pages / "paper.md").read_text("utf-8") + (pages / "how_good.md").read_text("utf-8")
+    patterns = set(re.findall(r"(\w+\*?)\.toml", text))
     for path in RECIPES:
         assert any(fnmatch(path.stem, pattern) for pattern in patterns), path.name

@@ -156,7 +156,7 @@ class FitConfig(ImageConfig):
     )
     expansion: str = result(
         "paper",
-        "Law of the random box expansion (mal_spec 1.4).",
+        "Law of the random box expansion (mal.md 1.4).",
         panel=TRAIN,
         source="paper, Sec. 3.1",
         choices=("paper", "released"),

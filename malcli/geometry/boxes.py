@@ -13,7 +13,7 @@ from malcli.geometry.released import released_roi
 SMALL_AREA = 32.0**2
 MEDIUM_AREA = 96.0**2
 SIZE_NAMES = ("small", "medium", "large")
-NO_SIZE = 3  # the released code's class of areas that are exactly a border (mal_spec 3.2)
+NO_SIZE = 3  # the released code's class of areas that are exactly a border (mal.md 3.2)
 
 BLOCK = 128  # boxes that are compared at a time with as many: what fits a core's cache
 
@@ -51,7 +51,7 @@ def size_class(area: NDArray[np.floating], law: str = "half-open") -> NDArray[np
             class below (`closed`: the released thresholds), or of none: `NO_SIZE` (`strict`: the
             released network).
 
-    Source: App. A.2, half-open ranges; mal_spec 3.2 and 8.5 for the released code's.
+    Source: App. A.2, half-open ranges; mal.md 3.2 and 8.5 for the released code's.
     """
     borders = (SMALL_AREA, MEDIUM_AREA)
     size = np.asarray(np.digitize(area, borders, right=law == "closed"), dtype=np.int64)
@@ -147,7 +147,7 @@ def expand_box(xyxy: FloatArray, margins: FloatArray, law: str = "exact") -> NDA
     Returns:
         (..., 4) int64 corners, rounded outward, not clipped to the image.
 
-    Source: Sec. 3.1, with the `1 +` that the printed formula lacks (mal_spec 12); mal_spec 1.2.
+    Source: Sec. 3.1, with the `1 +` that the printed formula lacks (mal.md 12); mal.md 1.2.
     """
     if law == "released":
         return released_roi(xyxy, margins)
@@ -165,9 +165,9 @@ def random_margins(rng: np.random.Generator, count: int, theta: float, law: str)
         theta: Upper bound of the expansion, in halves of the box.
         law: `paper`: the sum of both sides is uniform in [0, theta] and split uniformly;
             `released`: each side is uniform in [0, theta], times a gate shared by the axis
-            (mal_spec 1.4).
+            (mal.md 1.4).
 
-    Source: Sec. 3.1; mal_spec 1.4.
+    Source: Sec. 3.1; mal.md 1.4.
     """
     gate = rng.random((count, 2))
     share = np.concatenate([gate, 1 - gate], axis=1)

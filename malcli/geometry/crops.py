@@ -34,9 +34,9 @@ def crop_roi(
 
     Returns:
         (size, size, 3) uint8; cubic when growing, antialiased when shrinking (`resize_crop`);
-        `wrap` resizes with Pillow's antialiased bicubic (mal_spec 1.6).
+        `wrap` resizes with Pillow's antialiased bicubic (mal.md 1.6).
 
-    Source: Sec. 3.1; mal_spec 1.5, 1.6.
+    Source: Sec. 3.1; mal.md 1.5, 1.6.
     """
     thin = border == "reflect" and _area(roi) > LARGE
     patch = _thinned(image, roi, size) if thin else cut_roi(image, roi, border)
@@ -155,7 +155,7 @@ def paste_mask(
     Returns:
         (h, w) float32 of the window; bilinear when growing, area mean when shrinking.
 
-    Source: mal_spec 8.3, 8.4, without the H x W array.
+    Source: mal.md 8.3, 8.4, without the H x W array.
     """
     x0, y0, x1, y1 = (int(value) for value in roi)
     left, top, right, bottom = (int(value) for value in window)

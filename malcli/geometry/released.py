@@ -1,7 +1,7 @@
 """The released code's geometry, in one place: RoIs, box pixels and the way back to the image.
 
 `boxes` and `crops` hold malcli's own rules; these here give the labels of released checkpoints
-(mal_spec 1 and 8). Boxes are absolute pixels; RoIs are integer rectangles that may leave the image.
+(mal.md 1 and 8). Boxes are absolute pixels; RoIs are integer rectangles that may leave the image.
 
 Shape suffixes: S crop pixels.
 """
@@ -27,7 +27,7 @@ def released_roi(xyxy: FloatArray, margins: FloatArray) -> IntArray:
     Returns:
         (..., 4) int64 corners, with one pixel more at the right and the bottom, not clipped.
 
-    Source: mal_spec 1.1, 1.2.
+    Source: mal.md 1.1, 1.2.
     """
     corner = xyxy.astype(np.float32)
     centre = (corner[..., 2:] + corner[..., :2]) / np.float32(2)
@@ -48,7 +48,7 @@ def nearby_roi(xyxy: FloatArray, margin: float, image_hw: tuple[int, int]) -> In
         margin: Context, in halves of the box, both sides together.
         image_hw: (height, width) of the image.
 
-    Source: mal_spec 1.3, 1.5.
+    Source: mal.md 1.3, 1.5.
     """
     height, width = image_hw
     low, high = -np.array([width, height] * 2), 2 * np.array([width, height] * 2)
@@ -59,7 +59,7 @@ def nearby_roi(xyxy: FloatArray, margin: float, image_hw: tuple[int, int]) -> In
 def released_area(xyxy: FloatArray) -> NDArray[np.float32]:
     """Return the areas (...) of boxes (..., 4) in float32: which of them are a whole 1024 or 9216.
 
-    Source: mal_spec 3.2.
+    Source: mal.md 3.2.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         corner = xyxy.astype(np.float32)
@@ -75,7 +75,7 @@ def box_pixels(xyxy: FloatArray, image_hw: tuple[int, int]) -> IntArray:
     A corner outside the image is moved to its edge; the released code loses boxes that begin left
     of or above the image, or takes them from its far side.
 
-    Source: mal_spec 1.7.
+    Source: mal.md 1.7.
     """
     height, width = image_hw
     last = np.array([width, height] * 2) - 1
@@ -96,7 +96,7 @@ def box_lines(pixels: IntArray, roi: IntArray, size: int) -> NDArray[np.uint8]:
         roi: (4,) the crop's RoI.
         size: Side of the crop, pixels.
 
-    Source: mal_spec 1.7.
+    Source: mal.md 1.7.
     """
     lines = np.empty((2, size), dtype=np.uint8)
     for line, axis in zip(lines, (1, 0), strict=True):
@@ -112,7 +112,7 @@ def image_part(roi: IntArray, image_hw: tuple[int, int]) -> IntArray:
 
     It is wider than the box, so a mask may leave its box by the pixel that resizing blurs.
 
-    Source: mal_spec 8.4, 8.9.
+    Source: mal.md 8.4, 8.9.
     """
     height, width = image_hw
     return np.clip(roi, 0, np.array([width, height] * 2))
@@ -132,7 +132,7 @@ def paste_bilinear(
         (h, w) float32 of the window: what torch's bilinear interpolation to the whole RoI gives
         there, but for rounding.
 
-    Source: mal_spec 8.3, 8.4.
+    Source: mal.md 8.3, 8.4.
     """
     x0, y0, x1, y1 = (int(value) for value in roi)
     left, top, right, bottom = (int(value) for value in window)

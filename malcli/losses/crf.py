@@ -1,7 +1,7 @@
 """Conditional random field loss (Sec. 3.3, Eqs. 3-5): mean field refines, dice trains.
 
 The mean field runs in log-odds form: z = logit(x), and the refined mask is z > 0. The released
-code (mal_spec 6) divides by E0 + E1 + 1e-6; without that 1e-6 its two-class update is
+code (mal.md 6) divides by E0 + E1 + 1e-6; without that 1e-6 its two-class update is
 
     z <- clamp(z + sum over the 8 neighbours of w * z_neighbour + log t, -ln 9, ln 9)
 
@@ -96,7 +96,7 @@ def mean_field(
             the paper's neighbourhood has the other 8 alone.
         epsilon: Added to the sum that the released code divides by, 1e-6 there; >= 0.
 
-    Source: Eqs. 3-4, Alg. 1; arithmetic of mal_spec 6, in log-odds form.
+    Source: Eqs. 3-4, Alg. 1; arithmetic of mal.md 6, in log-odds form.
     """
     start = unary_Bhw.float() if box_Bhw is None else unary_Bhw.float() * box_Bhw
     z_Bhw = torch.logit(start.clamp(0.1, 0.9))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-# Added to each squared sum, so that empty inputs give 1 and not NaN (mal_spec 5.1).
+# Added to each squared sum, so that empty inputs give 1 and not NaN (mal.md 5.1).
 EPSILON = 0.001
 
 
@@ -14,7 +14,7 @@ def dice_loss(a_BN: Tensor, b_BN: Tensor) -> Tensor:
         a_BN: (B, N) values in [0, 1].
         b_BN: (B, N) values in [0, 1].
 
-    Source: Eqs. 2 and 5; smoothing from mal_spec 5.1.
+    Source: Eqs. 2 and 5; smoothing from mal.md 5.1.
     """
     product = (a_BN * b_BN).sum(dim=1)
     squares = a_BN.square().sum(dim=1) + b_BN.square().sum(dim=1)

@@ -20,11 +20,11 @@ def mil_loss(
     Args:
         prob_Bhw: (B, h, w) student probabilities in [0, 1].
         box_Bhw: (B, h, w) share of each grid cell that the box covers, in [0, 1].
-        form: `rows+columns`: two dice terms, added, range [0, 2] (mal_spec 5.2);
+        form: `rows+columns`: two dice terms, added, range [0, 2] (mal.md 5.2);
             `joint`: Eq. 2's single term with the squared maximum in the numerator, range [0, 1].
         inside_Bhw: (B, h, w) 1 where the cell lies in the image; others belong to no bag.
 
-    Source: Sec. 3.3, Eq. 2; mal_spec 5.2.
+    Source: Sec. 3.3, Eq. 2; mal.md 5.2.
     """
     if inside_Bhw is not None:
         prob_Bhw = prob_Bhw * inside_Bhw

@@ -34,7 +34,7 @@ from malcli.model.torchfile import is_plain, read_torch, refuse_inflated
 from malcli.version import __version__
 
 TENSORS_HASH = "tensors_sha256"
-RELEASED_THRESHOLD = (0.1, 0.1, 0.1)  # mal_spec 0
+RELEASED_THRESHOLD = (0.1, 0.1, 0.1)  # mal.md 0
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from malcli.errors import ConfigError
 from malcli.model.query import QueryTransformer
 
 # Scale of the map that V reads over a stride-16 map, by size class: 1/32, 1/16, 1/8 of the input
-# (mal_spec 3.3). The last is `NO_SIZE`, whose logits the labeler zeroes: any finite value does.
+# (mal.md 3.3). The last is `NO_SIZE`, whose logits the labeler zeroes: any finite value does.
 SIZE_SCALES = (0.5, 1.0, 2.0, 1.0)
 MEMORY_SCALES = (0.5, 1.0, 2.0)  # of the query decoder, coarse to fine: 1/32, 1/16, 1/8
 CONVOLUTIONS = 4
@@ -32,7 +32,7 @@ class PixelHead(nn.ModuleList):
         channels: Hidden and output channels.
         upsample_before: The map is upsampled x2 before this convolution, 1 to 4.
 
-    Source: Sec. 3.2; mal_spec 3.4, where paper (3) and released code (4) differ; mal_spec 3.7 for
+    Source: Sec. 3.2; mal.md 3.4, where paper (3) and released code (4) differ; mal.md 3.7 for
     the start: He-normal by fan-out, zero bias.
     """
 
@@ -64,7 +64,7 @@ class ScaledDecoder(nn.Module):
         features: Channels of the encoder's feature map.
         channels: Hidden and output channels.
         upsample_before: V is upsampled x2 before this convolution, 1 to 4.
-        size_scaling: Resize by size class; if not, V reads a stride-16 map (mal_spec 3.6, but the
+        size_scaling: Resize by size class; if not, V reads a stride-16 map (mal.md 3.6, but the
             logits keep our grid).
         upsample: How many times finer than the feature map a stride-16 map is.
         feature_scale: V reads a map so many times as fine as that.
@@ -135,7 +135,7 @@ class AttentionDecoder(ScaledDecoder):
         upsample: How many times finer than the feature map a stride-16 map is.
         feature_scale: V reads a map so many times as fine as that.
 
-    Source: Sec. 3.2, Fig. 3c; mal_spec 3, where paper and released code differ.
+    Source: Sec. 3.2, Fig. 3c; mal.md 3, where paper and released code differ.
     """
 
     def __init__(

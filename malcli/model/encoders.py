@@ -65,7 +65,7 @@ def build_encoder(
         ConfigError: An unknown name, a network without feature map at this crop size, or a
             setting that this network does not take.
 
-    Source: mal_spec 2.
+    Source: mal.md 2.
     """
     options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
     if plain := PLAIN_NAME.fullmatch(name):
@@ -169,7 +169,7 @@ class ImageEncoder(nn.Module):
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Return the feature map (B, C, h, w) of normalised crops (B, 3, S, S).
 
-        Class and register tokens are dropped, the final norm is applied (mal_spec 2.3, 2.4). A
+        Class and register tokens are dropped, the final norm is applied (mal.md 2.3, 2.4). A
         side that is no multiple of the stride (512 at patch 14) is first resized to the next
         lower one.
         """

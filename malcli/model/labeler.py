@@ -72,7 +72,7 @@ class MaskLabeler(nn.Module):
         Args:
             image_BCHW: (B, 3, S, S) normalised RGB crops.
             size_B: (B,) size class of each box, 0 small, 1 medium, 2 large; `NO_SIZE` gets logits
-                of 0, as in the released code (mal_spec 3.2).
+                of 0, as in the released code (mal.md 3.2).
         """
         logits: Tensor = self.decoder(self.encoder(image_BCHW), size_B)
         return logits * (size_B != NO_SIZE).to(logits.device)[:, None, None]

@@ -27,7 +27,7 @@ HEADS = ("head", "fc_norm", "decoder", "mask_token", "fc.", "classifier", "attn_
 def load_hub_weights(encoder: ImageEncoder, name: str, crop_size: int) -> None:
     """Load pretrained weights from the hub through timm, in place.
 
-    With the convolutional stem, the file's patch embedding is left out (mal_spec 2.1).
+    With the convolutional stem, the file's patch embedding is left out (mal.md 2.1).
 
     Args:
         encoder: The encoder, at its crop size.
@@ -87,7 +87,7 @@ def load_encoder_weights(
 
     Takes timm's names, and those of the authors' own files as far as timm can translate them.
     With the convolutional stem, a patch embedding in the file is left out, and the stem keeps its
-    random values where the file has none (mal_spec 2.1).
+    random values where the file has none (mal.md 2.1).
 
     Args:
         encoder: The encoder, at its crop size.

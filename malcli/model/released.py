@@ -2,7 +2,7 @@
 
 Everything is told by the tensors' names and shapes; nothing else in a file counts.
 
-Source: mal_spec 2, 3 and 10.
+Source: mal.md 2, 3 and 10.
 """
 
 import itertools
@@ -50,7 +50,7 @@ def networks_in(tensors: Iterable[str]) -> list[str]:
 
 
 def source_of(architecture: Architecture, path: Path) -> str:
-    """Return which program wrote the file, as far as it can be told (mal_spec 10)."""
+    """Return which program wrote the file, as far as it can be told (mal.md 10)."""
     if architecture.stem == "patch":
         return "TAO 6.25.7 or later"
     return "TAO 5.0-6.0" if path.suffix.lower() == ".pth" else "NVlabs"
@@ -130,7 +130,7 @@ def _shapes_of(tensors: Mapping[str, Tensor], network: str) -> dict[str, Shape]:
 
 
 def _expected(width: int, depth: int, channels: int, stem: str) -> dict[str, Shape]:
-    """Return names and shapes of one network; the position grid's length is free (mal_spec 10)."""
+    """Return names and shapes of one network; the position grid's length is free (mal.md 10)."""
     shapes: dict[str, Shape] = {
         "backbone.cls_token": (1, 1, width),
         "backbone.pos_embed": (1, -1, width),
@@ -154,7 +154,7 @@ def _expected(width: int, depth: int, channels: int, stem: str) -> dict[str, Sha
 
 
 def _stem(width: int) -> dict[str, Shape]:
-    """Return names and shapes of the convolutional stem (mal_spec 2.1)."""
+    """Return names and shapes of the convolutional stem (mal.md 2.1)."""
     proj = "backbone.patch_embed.proj"
     widths = (3, width // 8, width // 4, width // 2, width)
     shapes = _affine(f"{proj}.3.3", (width, width, 1, 1))

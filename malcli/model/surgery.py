@@ -24,7 +24,7 @@ JOIN_LAST = 99999  # timm's mark of a group that joins the one before it
 class ConvStem(nn.Sequential):
     """Four convolutions of stride 2 that stand for patches of 16, as in the released code.
 
-    Source: mal_spec 2.1; the paper does not mention it.
+    Source: mal.md 2.1; the paper does not mention it.
     """
 
     def __init__(self, width: int) -> None:
@@ -100,7 +100,7 @@ def resample_released(grid_1NC: Tensor, old: int, new: int) -> Tensor:
         old: Side of the stored grid, cells.
         new: Side of the grid wanted, cells.
 
-    Source: mal_spec 2.2.
+    Source: mal.md 2.2.
     """
     if old == new:
         return grid_1NC

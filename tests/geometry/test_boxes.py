@@ -1,4 +1,4 @@
-"""Boxes against literal loops and the laws of mal_spec 1 and 12."""
+"""Boxes against literal loops and the laws of mal.md 1 and 12."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The released geometry against literal transcriptions of mal_spec 1 and 8, Pillow and torch."""
+"""The released geometry against literal transcriptions of mal.md 1 and 8, Pillow and torch."""
 
 import math
 
@@ -26,7 +26,7 @@ margin = st.floats(0, 1.2)
 
 
 def literal_roi(x, y, w, h, margins):
-    """mal_spec 1.1 and 1.2, one number at a time."""
+    """mal.md 1.1 and 1.2, one number at a time."""
     x0, y0, x1, y1 = (np.float32(value) for value in (x, y, x + w, y + h))
     left, top, right, bottom = margins
     cx, cy = (x1 + x0) / np.float32(2), (y1 + y0) / np.float32(2)
@@ -83,7 +83,7 @@ def test_boxes_that_reach_no_further_than_an_image_keep_their_roi(x, y, w, h):
 
 
 def full_mask(x, y, w, h, height, width):
-    """mal_spec 1.7: both truncated corners belong to the box; clipped where it begins outside."""
+    """mal.md 1.7: both truncated corners belong to the box; clipped where it begins outside."""
     mask = np.zeros((height, width), np.uint8)
     mask[max(int(y), 0) : int(y + h) + 1, max(int(x), 0) : int(x + w) + 1] = 1
     return mask

@@ -1,4 +1,4 @@
-"""Mean field against the literal loop of mal_spec 6, in float64; the CRF loss by hand."""
+"""Mean field against the literal loop of mal.md 6, in float64; the CRF loss by hand."""
 
 import math
 
@@ -12,14 +12,14 @@ from torch.autograd import gradcheck
 from malcli.losses import crf
 from malcli.losses.crf import crf_loss, mean_field, pair_weights, stacked_weights
 
-# mal_spec 6.3: keeps 0 / 0 away, and pulls a pixel between equal claims towards background.
+# mal.md 6.3: keeps 0 / 0 away, and pulls a pixel between equal claims towards background.
 RELEASED_EPSILON = 1e-6
 
 
 def refine_literally(image, unary, box, zeta, omega=1.0, iterations=100, epsilon=0.0):
     """Return the foreground's probability of one sample, (h, w) float64.
 
-    mal_spec 6 pixel by pixel in its exp and log form; omega multiplies the 8 neighbours' weights.
+    mal.md 6 pixel by pixel in its exp and log form; omega multiplies the 8 neighbours' weights.
     """
     _, height, width = image.shape
     weights = {}

@@ -19,7 +19,7 @@ from malcli.model.decoders import (
 )
 
 FEATURES, CHANNELS, SIDE = 6, 8, 8
-SCALES = {0: 0.5, 1: 1, 2: 2}  # mal_spec 3.3: 16, 32, 64 of 32
+SCALES = {0: 0.5, 1: 1, 2: 2}  # mal.md 3.3: 16, 32, 64 of 32
 NAMES = list(DECODERS)
 SCALED = ("attention", "fully_convolutional", "query")
 
@@ -52,13 +52,13 @@ def bilinear_weights(side, wanted):
 
 
 def resize_literally(values, wanted):
-    """Resize the last two axes to wanted x wanted; mal_spec: half-pixel centres, no antialias."""
+    """Resize the last two axes to wanted x wanted; mal.md: half-pixel centres, no antialias."""
     weights = bilinear_weights(values.shape[-1], wanted)
     return weights @ values @ weights.T
 
 
 def value_literally(state, feature, size, upsample, upsample_before, scaled, finer=1.0):
-    """Return V of one map (C, side, side): mal_spec 3.3 and 3.4, on a map `finer` times as fine."""
+    """Return V of one map (C, side, side): mal.md 3.3 and 3.4, on a map `finer` times as fine."""
     scale = upsample * (SCALES[size] if scaled else 1) * finer
     value = resize_literally(feature, int(feature.shape[-1] * scale))
     for index in range(4):
@@ -70,7 +70,7 @@ def value_literally(state, feature, size, upsample, upsample_before, scaled, fin
 
 
 def decode_literally(decoder, feature, size, *, pool, upsample_before, scaled, upsample, finer=1.0):
-    """Return the logits (G, G) of one feature map (C, side, side): mal_spec 3."""
+    """Return the logits (G, G) of one feature map (C, side, side): mal.md 3."""
     state = decoder.state_dict()
     flat = feature.flatten(1)
     key = flat.mean(dim=1) if pool == "mean" else flat.max(dim=1).values
@@ -242,7 +242,7 @@ def test_value_maps_are_a_sixteenth_an_eighth_and_a_quarter_of_the_input():
         decoder = AttentionDecoder(FEATURES, CHANNELS, upsample=upsample)
         decoder.value.register_forward_hook(lambda _, __, out: sides.append(out.shape[-1]))
         decoder(torch.zeros(3, FEATURES, 512 // stride, 512 // stride), torch.tensor([0, 1, 2]))
-    assert sides == [32, 64, 128] * 2  # of 512, from 1/32, 1/16, 1/8 (mal_spec 3.4)
+    assert sides == [32, 64, 128] * 2  # of 512, from 1/32, 1/16, 1/8 (mal.md 3.4)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -331,7 +331,7 @@ def test_convolutions_start_he_normal_by_fan_out_without_bias():
 
 
 def test_the_released_shape_has_the_released_parameters():
-    # mal_spec 10.1: mlp1 [256, D], mlp2 [256, 256], convs 0 [256, D, 3, 3], 1-3 [256, 256, 3, 3].
+    # mal.md 10.1: mlp1 [256, D], mlp2 [256, 256], convs 0 [256, D, 3, 3], 1-3 [256, 256, 3, 3].
     decoder = build("attention", features=768, channels=256)
     assert {key: tuple(value.shape) for key, value in decoder.state_dict().items()} == {
         "key.0.weight": (256, 768),

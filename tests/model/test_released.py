@@ -23,7 +23,7 @@ AREAS = np.array([400.0, 1024.0, 1025.0, 9216.0, 20000.0])
 
 
 def draw_network(prefix, width, depth, channels, stem, seed):
-    """A random state under the released names (mal_spec 10), alive enough to tell mistakes."""
+    """A random state under the released names (mal.md 10), alive enough to tell mistakes."""
     generator = torch.Generator().manual_seed(seed)
 
     def values(*shape, fan=None):
@@ -116,7 +116,7 @@ def loaded(files):
     return {layout: load_checkpoint(path) for layout, (path, _) in files.items()}
 
 
-# The reference: mal_spec 2 and 3.
+# The reference: mal.md 2 and 3.
 
 
 def cubic(distance, a):
@@ -301,7 +301,7 @@ def test_every_tensor_but_the_classifier_has_a_place(files):
 
 
 def test_a_base_model_has_the_stated_number_of_tensors():
-    for stem, count in ((STEM, 174), (PATCH, 164)):  # mal_spec 10.1, 10.3
+    for stem, count in ((STEM, 174), (PATCH, 164)):  # mal.md 10.1, 10.3
         state = draw_network("student", 64, 12, 8, stem, 0)
         assert len(state) == count
 

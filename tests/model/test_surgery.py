@@ -20,7 +20,7 @@ def cubic(distance: float) -> float:
 
 
 def resampled_by_loops(values, old, new):
-    """(old, old) -> (new, new), one output value at a time (mal_spec 2.2)."""
+    """(old, old) -> (new, new), one output value at a time (mal.md 2.2)."""
     out = torch.zeros(new, new, dtype=torch.float64)
     for i in range(new):
         for j in range(new):

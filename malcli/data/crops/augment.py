@@ -26,7 +26,7 @@ TO_LEVELS = 255.999 / 255
 
 @dataclass(frozen=True)
 class ViewOdds:
-    """Probabilities of each change; strengths are those of the release (mal_spec 1.10)."""
+    """Probabilities of each change; strengths are those of the release (mal.md 1.10)."""
 
     flip: float = 0.5
     jitter: float = 0.5
@@ -37,7 +37,7 @@ class ViewOdds:
 def draw_views(rng: np.random.Generator, odds: ViewOdds) -> NDArray[np.float32]:
     """Draw the parameters of one sample's views, (9,).
 
-    Source: mal_spec 1.10: jitter brightness .4, contrast .4, saturation .2, hue .1; blur radius
+    Source: mal.md 1.10: jitter brightness .4, contrast .4, saturation .2, hue .1; blur radius
     uniform in [0.1, 2.0].
     """
     chance = rng.random(4)
@@ -71,7 +71,7 @@ def student_view(image_BCHW: Tensor, views_BN: Tensor) -> Tensor:
         image_BCHW: (B, 3, S, S) uint8 crops, already flipped, S > 6.
         views_BN: (B, 9) float32 parameters of `draw_views`, on the crops' device.
 
-    Source: mal_spec 1.10; each change as torchvision has it, to 1 level (hue: 2).
+    Source: mal.md 1.10; each change as torchvision has it, to 1 level (hue: 2).
     """
     level_BCHW = image_BCHW.float()
     level_BCHW = _where(views_BN[:, JITTER], _jitter, level_BCHW, views_BN)

@@ -32,7 +32,7 @@ def box_profiles(
         wrap: The crop goes on at the opposite side of the image, and the box with it; otherwise
             the box ends with the image.
 
-    Source: mal_spec 1.7, 1.8.
+    Source: mal.md 1.7, 1.8.
     """
     pixels = box_pixels(xyxy, image_hw)
     profiles = []
@@ -71,7 +71,7 @@ def profile_mask(profile_B2S: Tensor, side: int) -> Tensor:
         profile_B2S: (B, 2, S) rows and columns, 0 or 1.
         side: Cells along each axis.
 
-    Source: mal_spec 5; both the mask and bilinear resizing are products of rows and columns.
+    Source: mal.md 5; both the mask and bilinear resizing are products of rows and columns.
     """
     lines_B2s = F.interpolate(profile_B2S.float(), side, mode="linear", align_corners=False)
     return lines_B2s[:, 0, :, None] * lines_B2s[:, 1, None, :]

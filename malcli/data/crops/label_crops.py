@@ -73,7 +73,7 @@ def image_rois(
         geometry: `exact`, or `released`: RoIs, windows and thresholds as the released code has.
         size_classes: The network's law of size classes, `half-open` or `strict`.
 
-    Source: mal_spec 1.3, from the box clipped to the image (mal_spec 12); mal_spec 8 for
+    Source: mal.md 1.3, from the box clipped to the image (mal.md 12); mal.md 8 for
     `released`.
     """
     xyxy, image_hw = xywh_to_xyxy(xywh), (image.shape[0], image.shape[1])

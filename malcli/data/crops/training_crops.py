@@ -100,7 +100,7 @@ class RoiBatch:
 def training_rows(table: BoxTable, min_box_area: float, keep_crowd: bool) -> NDArray[np.int64]:
     """Return the rows of boxes to train on: usable, w > 2, h > 2, area w*h above the minimum.
 
-    The `area` key is never read: in COCO files masks made it (mal_spec 12).
+    The `area` key is never read: in COCO files masks made it (mal.md 12).
     """
     xywh = table.xywh()
     wanted = [STATUS_OK, skipped("crowd")] if keep_crowd else [STATUS_OK]

@@ -49,7 +49,7 @@ def build_networks(
     Raises:
         MalcliError: Weights that cannot be reached, read or used.
 
-    Source: Sec. 3.2; mal_spec 4.1. Only the student has drop path and gradient checkpointing.
+    Source: Sec. 3.2; mal.md 4.1. Only the student has drop path and gradient checkpointing.
     """
     names = [item.name for item in fields(Architecture)]
     architecture = Architecture(**{name: getattr(config, name) for name in names})

@@ -42,7 +42,7 @@ def batch_losses(
         autocast: Mixed precision for the teacher; losses and mean field are float32.
         clock: Where the time goes.
 
-    Source: Sec. 3.3, Eqs. 2-5; mal_spec 5.
+    Source: Sec. 3.3, Eqs. 2-5; mal.md 5.
     """
     side = loss_side(config, student)
     with clock.wall("views"), torch.no_grad():

@@ -1,4 +1,4 @@
-"""Learning rate, and AdamW with its parameter groups (mal_spec 0, 7)."""
+"""Learning rate, and AdamW with its parameter groups (mal.md 0, 7)."""
 
 import math
 from collections import defaultdict
@@ -32,7 +32,7 @@ class Schedule:
         """Return the learning rate of a 0-based optimiser step.
 
         Warm-up rises from 0; the release's first step is at 0 too when set before the step
-        (mal_spec 7, with the wave number 1).
+        (mal.md 7, with the wave number 1).
         """
         if step < self.warmup:
             return self.peak * step / self.warmup
@@ -48,7 +48,7 @@ class Schedule:
             timing: `before`: the step's own rate; `after`: as in the released code, which writes a
                 rate once its step is done, the rate of the step before, and the peak at first.
 
-        Source: mal_spec 7.
+        Source: mal.md 7.
         """
         if timing == "before":
             return self.at(step)
@@ -75,7 +75,7 @@ def build_schedule(config: FitConfig, global_batch: int, steps_per_epoch: int) -
 def ramp(step_in_epoch: int, epoch: int, length: int) -> float:
     """Return the share of a loss weight that counts: min(1, step / length) in the first epoch.
 
-    Source: mal_spec 5.4.
+    Source: mal.md 5.4.
     """
     if epoch > 0 or length == 0:
         return 1.0
@@ -105,7 +105,7 @@ def parameter_groups(
 ) -> list[dict[str, object]]:
     """Return AdamW's groups: the encoder's by depth, its last layers first, then the decoder's.
 
-    Everything decays, biases and norms too, as in the release (mal_spec 0).
+    Everything decays, biases and norms too, as in the release (mal.md 0).
 
     Args:
         encoder: Its rate falls with the number of layers above a parameter.

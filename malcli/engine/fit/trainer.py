@@ -160,7 +160,7 @@ class Trainer:
             self.accelerator.autocast,
             self.clock,
         )
-        # The mean over the global batch becomes a sum over its size plus `mil_norm` (mal_spec 5.2).
+        # The mean over the global batch becomes a sum over its size plus `mil_norm` (mal.md 5.2).
         mil = mil * (self.global_batch / (self.global_batch + config.mil_norm))
         epoch = self.loop.place.epoch
         step = self.loop.place.step - epoch * self.steps_per_epoch

@@ -116,7 +116,7 @@ class Predictor:
         S is the rule's crop size, or one of its smaller ones.
         The probabilities are (B, G, G), or (B, S, S) in the `released` geometry. They are on the
         device and may not be finished yet; the mean of networks and of the flipped view is taken
-        over logits (mal_spec 8.1).
+        over logits (mal.md 8.1).
         """
         crops_BCSS = torch.from_numpy(crops_BSS3).to(self.device).permute(0, 3, 1, 2)
         sizes = [roi.size if roi.network_size is None else roi.network_size for roi in rois]
@@ -197,7 +197,7 @@ def _implied_epsilon(checkpoint: Checkpoint) -> float:
 
 
 def _grown(logits_BGG: Tensor, side: int) -> Tensor:
-    """Return logits at the crop's resolution, (B, S, S); mal_spec 8.2."""
+    """Return logits at the crop's resolution, (B, S, S); mal.md 8.2."""
     return F.interpolate(logits_BGG[:, None], (side, side), mode="bilinear")[:, 0]
 
 

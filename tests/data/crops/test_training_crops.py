@@ -81,7 +81,7 @@ def test_an_epoch_is_whole_optimiser_steps(rows, batch, world, group):
 
 
 def literal_mask(xyxy, roi, image_hw, size, wrap):
-    """mal_spec 1.7 and 1.8 in two dimensions, with Pillow's own resize: (size, size) uint8."""
+    """mal.md 1.7 and 1.8 in two dimensions, with Pillow's own resize: (size, size) uint8."""
     height, width = image_hw
     mask = np.zeros((height, width), np.uint8)
     x0, y0, x1, y1 = (int(value) for value in xyxy)
@@ -139,7 +139,7 @@ def test_the_profiles_mask_is_the_mask_resized_bilinearly(side):
     wanted = F.interpolate(mask[:, None].float(), (side, side), mode="bilinear")[:, 0]
     found = profile_mask(profiles, side)
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
-    if side == 16:  # the mean of the middle 2x2 pixels of each 4x4 block (mal_spec 5)
+    if side == 16:  # the mean of the middle 2x2 pixels of each 4x4 block (mal.md 5)
         assert set(found.unique().tolist()) <= {0, 0.25, 0.5, 1}
 
 

@@ -34,7 +34,7 @@ def same(one, other, part=""):
 
 
 def released_name(key):
-    """malcli's name of a tensor as the released code has it (mal_spec 10.1)."""
+    """malcli's name of a tensor as the released code has it (mal.md 10.1)."""
     for ours, theirs in (
         ("encoder.body.", "backbone."), ("decoder.key.0.", "roi_head.mlp1."),
         ("decoder.key.2.", "roi_head.mlp2."),

@@ -81,7 +81,7 @@ def dice(a, b):
 
 
 def losses_literally(settings, batch, side):
-    """MIL (rows + columns) and CRF, sample by sample, at a side, straight from mal_spec 5."""
+    """MIL (rows + columns) and CRF, sample by sample, at a side, straight from mal.md 5."""
     student, teacher, mil, crf = Toy(0), Toy(1), [], []
     for i in range(len(batch.size_B)):
         crop = batch.crop_BCHW[i : i + 1]

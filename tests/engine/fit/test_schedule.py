@@ -1,4 +1,4 @@
-"""The schedule against the formula of mal_spec 7, written out."""
+"""The schedule against the formula of mal.md 7, written out."""
 
 import math
 from pathlib import Path
@@ -89,7 +89,7 @@ def test_ramp_rises_in_the_first_epoch_only(step, epoch, length, share):
 
 
 def test_the_released_order_takes_the_first_step_at_the_peak_and_the_second_at_zero():
-    # mal_spec 7: the rate of step k is written after it; literally, step by step.
+    # mal.md 7: the rate of step k is written after it; literally, step by step.
     rate, used = PAPER.peak, []
     for step in range(300):
         used.append(rate)

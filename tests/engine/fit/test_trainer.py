@@ -181,7 +181,7 @@ def test_the_released_order_of_rates_survives_a_resume(train_scenes, tmp_path):
     whole = fit(small)
     rates = [line["lr"] for line in lines(whole.run)]
     peak = 1e-4 * 2
-    assert rates[:2] == [peak, 0.0]  # mal_spec 7: full at first, then the warm-up's 0
+    assert rates[:2] == [peak, 0.0]  # mal.md 7: full at first, then the warm-up's 0
     assert 0 < rates[2] < rates[3] < peak
     parts = dataclasses.replace(small, out=tmp_path / "parts", max_steps=1)
     fit(parts)

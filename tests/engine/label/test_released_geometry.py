@@ -1,4 +1,4 @@
-"""`--geometry released` against a literal reference of mal_spec 8, on whole images.
+"""`--geometry released` against a literal reference of mal.md 8, on whole images.
 
 The network is a stand-in whose logits are a plain function of its crop, so that the reference,
 which makes its own crops, checks the whole way from the box to the run lengths.
@@ -51,7 +51,7 @@ def logits_of(image):
 
 
 def literal_mask(image, xywh, tta, thresholds, strict):
-    """Return mal_spec 1.1-1.7 and 8.1-8.5 for one box: an (H, W) mask, and its mean probability."""
+    """Return mal.md 1.1-1.7 and 8.1-8.5 for one box: an (H, W) mask, and its mean probability."""
     height, width = image.shape[:2]
     x, y, w, h = xywh
     x0, y0, x1, y1 = (np.float32(value) for value in (x, y, x + w, y + h))

@@ -167,7 +167,7 @@ def test_overwriting_removes_the_other_study_once_all_is_known_to_be_good(study_
 def test_a_study_goes_on_with_what_its_first_start_decided(study_data, tmp_path):
     config = study_data.config(tmp_path / "out")
     prepare_study(config, job_of(config), {"precision": "fp32", "processes": 1}, main=True)
-    with pytest.raises(OutputError, match="started with processes 1, now 2"):
+    with pytest.raises(OutputError, match="processes was 1, now 2"):
         prepare_study(config, job_of(config), {"precision": "fp32", "processes": 2}, main=True)
 
 
