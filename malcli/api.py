@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from malcli.engine.eval.encoder.clustering import ClusteringResult
     from malcli.engine.eval.result import EvalResult
     from malcli.engine.fit.command import FitResult
-    from malcli.engine.label.command import LabelResult
+    from malcli.engine.label.result import LabelResult
     from malcli.engine.retention.command import RetentionResult
 
 StrPath = str | PathLike[str]

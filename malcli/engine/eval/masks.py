@@ -45,7 +45,7 @@ from malcli.report.html import check_page, eval_page, write_page
 from malcli.report.progress import log
 
 if TYPE_CHECKING:
-    from malcli.engine.label.command import LabelResult
+    from malcli.engine.label.result import LabelResult
 
 AP_RESAMPLES = 200  # accumulating AP again costs more than a mean
 LVIS_RULES = (

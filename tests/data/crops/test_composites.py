@@ -219,3 +219,35 @@ def test_masks_of_other_boxes_are_refused(tmp_path):
     (tmp_path / "boxes.json").write_text(text.replace('"id": 11', '"id": 91'))
     with pytest.raises(DataFormatError, match="none of its masks has the id"):
         composites(tmp_path)
+
+
+def test_a_side_that_nothing_covers_keeps_the_given_box_s_side(made):
+    paster, image = made
+    given_box, whole = np.array([29.4, 19.4, 90.6, 80.6]), np.array([30, 20, 90, 80])
+    kept = 0
+    for seed in range(60):
+        found = paster.draw(np.random.default_rng(seed), 0, image, given_box)
+        if found and found.kind == BEHIND:
+            rows, columns = np.nonzero(ellipse(DISC) & (found.pasted <= 127.5))
+            tight = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+            same = tight == whole
+            assert found.box[same].tolist() == given_box[same].tolist()
+            kept += same.sum()
+    assert kept > 10
+
+
+def test_pasted_objects_are_mirrored_in_about_half_of_the_cases(tmp_path):
+    write(tmp_path)
+    pixels = np.asarray(Image.open(tmp_path / "1.png")).copy()
+    right = ellipse(TALL) & (np.arange(W) >= TALL[0] + TALL[2] / 2)
+    pixels[right] = (0, 0, 250)
+    Image.fromarray(pixels).save(tmp_path / "1.png")
+    made = composites(tmp_path), np.asarray(Image.open(tmp_path / "0.png"))
+    turned = []
+    for seed in range(40):
+        if found := drawn(made, seed):
+            green, blue = (np.nonzero(found.image[..., band] > 200)[1] for band in (1, 2))
+            if len(green) and len(blue):
+                turned.append(green.mean() > blue.mean())
+    assert len(turned) > 20
+    assert 0.2 < np.mean(turned) < 0.8

@@ -1,7 +1,7 @@
 import json
 
 from malcli.engine.label import siblings
-from malcli.engine.label.command import LabelResult
+from malcli.engine.label.result import LabelResult
 from malcli.engine.label.siblings import Siblings, combine, hand_in
 from malcli.records import Problems
 
