@@ -30,6 +30,7 @@ from malcli.errors import RunError
 from malcli.metrics.confidence import predict_iou
 from malcli.records import NO_MEMORY, skipped
 
+PASTED_AT_ONCE = 1 << 22  # pixels of windows whose masks are in memory together
 SCORED_AT_ONCE = 8  # boxes
 LARGE_IMAGE = 1 << 19  # pixels; of a larger one, few crops are made at once and it is let go
 BATCHES_AHEAD = 2  # cropped before and encoded after the batch in the network
@@ -188,7 +189,7 @@ class MaskMaker:
             with self.clock.cpu("paste"):
                 scores = self._scores(rois[some], arrays[0][some])
             boxes = zip(rois[some], scores, *(array[some] for array in arrays), strict=True)
-            outcomes += [self._outcome(*box) for box in boxes]
+            outcomes += self._outcomes(list(boxes))
         self._free.append(crops_BSS3)
         return outcomes
 
@@ -198,21 +199,35 @@ class MaskMaker:
             return [None] * len(rois)
         return [float(score) for score in predict_iou(evidence_of(rois, prob_BGG))]
 
-    def _outcome(self, roi: Roi, score: float | None, *maps: NDArray[Any]) -> Outcome:
-        """Return what becomes of a box; one mask at a time, since it may be gigabytes."""
-        x0, y0, x1, y1 = roi.window.tolist()
+    def _outcomes(self, boxes: list[tuple[Any, ...]]) -> list[Outcome]:
+        """Return what becomes of boxes, each (roi, score, *maps); masks may be gigabytes.
+
+        Small ones go together: asking the clock twice for every box costs 0.09 ms, an eighth of all
+        that the host does for it.
+        """
+        pixels = sum(_pixels_of(box[0]) for box in boxes)
+        if len(boxes) > 1 and pixels > PASTED_AT_ONCE:
+            return [one for box in boxes for one in self._outcomes([box])]
         try:
-            with self.budget.hold((x1 - x0) * (y1 - y0)):
+            with self.budget.hold(pixels):
                 with self.clock.cpu("paste"):
-                    mask = mask_of(self.rule, roi, *maps)
-                    area = int(np.count_nonzero(mask))
-                    score = mean_inside(maps[0], roi, mask) if score is None else score
+                    made = [self._mask(*box) for box in boxes]
                 with self.clock.cpu("encode"):
-                    return outcome_of(self.rule, roi, mask, area, score)
+                    return [outcome_of(self.rule, *each) for each in made]
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            return Outcome(roi.row, skipped(NO_MEMORY))
+        if len(boxes) > 1:  # not in the handler, whose traceback holds the masks
+            return [one for box in boxes for one in self._outcomes([box])]
+        return [Outcome(boxes[0][0].row, skipped(NO_MEMORY))]
+
+    def _mask(
+        self, roi: Roi, score: float | None, *maps: NDArray[Any]
+    ) -> tuple[Roi, NDArray[np.bool_], int, float]:
+        """Return a box's mask, its area and its score."""
+        mask = mask_of(self.rule, roi, *maps)
+        score = mean_inside(maps[0], roi, mask) if score is None else score
+        return roi, mask, int(np.count_nonzero(mask)), score
 
     def ahead(
         self, work: Callable[[Item], Made], items: Iterable[Item], count: int
@@ -234,3 +249,8 @@ class MaskMaker:
             return future.result()
         with self.clock.wall("wait"):
             return future.result()
+
+
+def _pixels_of(roi: Roi) -> int:
+    x0, y0, x1, y1 = roi.window.tolist()
+    return int((x1 - x0) * (y1 - y0))
